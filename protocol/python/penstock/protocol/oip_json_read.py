@@ -1,0 +1,314 @@
+"""Requests of the Open Inference Protocol over HTTP, from a complete body to an ``InferRequest``.
+
+Knows: the keys and parameters of a request, and which requests are alike. Knows nothing of models,
+HTTP and of how replies are written, except that it keeps the client's wishes in ``signature.form``.
+
+Speed: clients send the same JSON again and again in front of changing binary tensors. Once the
+same JSON was seen twice, what it means is kept (a *plan*), and decoding is a look-up and one NumPy
+view a tensor. Request ids, which do change, are cut out of the key where they stand first, as they
+do in what Triton's clients send.
+
+Contract: equal JSON always gives an equal result, remembered or not. Requests alike in all but the
+tensor values share one ``Signature`` as long as it is remembered. Everything remembered is bounded
+in number and in size. Whatever the bytes, the outcome is a value or a ``PenstockError``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple, TypeVar
+
+import numpy as np
+
+from penstock.protocol import dtype as dt
+from penstock.protocol.errors import ProtocolError
+from penstock.protocol.limits import DEFAULT, WireLimits
+from penstock.protocol.message import (
+    NO_PARAMETERS,
+    Array,
+    InferRequest,
+    OutputRequest,
+    Parameter,
+    Signature,
+    TensorSpec,
+)
+from penstock.protocol.oip_form import ALL_BINARY, ALL_JSON, OipForm
+from penstock.protocol.oip_json_body import (
+    BodyReader,
+    json_end,
+    refuse_shared_memory,
+    specs_of,
+    view_of,
+)
+from penstock.protocol.oip_json_wire import (
+    Output,
+    Request,
+    boolean,
+    check_text,
+    request_parser,
+    scalars,
+    unsigned,
+)
+from penstock.protocol.oip_tensor import Body
+
+PLANS_MAX: Final = 1024
+PLAN_JSON_BYTES_MAX: Final = 8192
+SEEN_MAX: Final = 4096
+ID_BYTES_MAX: Final = 128
+"""Longer ids are not cut out of the text."""
+SIGNATURES_MAX: Final = 1024
+SIGNATURE_TEXT_MAX: Final = 4096
+"""Characters in the names and strings of a signature that is remembered."""
+
+_ndarray = np.ndarray
+_ID_KEY: Final = re.compile(rb'"id"[ \t\r\n]*:')
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class _Plan(NamedTuple):
+    """What one JSON text means, except for the values in the binary part behind it.
+
+    ``views`` are (shape, dtype, offset from the end of the JSON); ``None`` when there are BYTES
+    among the tensors, whose elements must be looked at each time. ``extras`` are id, parameters,
+    timeout and priority, ``None`` if all of them are the default ones.
+    """
+
+    signature: Signature
+    binary_bytes: int
+    views: tuple[tuple[tuple[int, ...], Any, int], ...] | None
+    sizes: tuple[int, ...]
+    extras: tuple[str, Mapping[str, Parameter], int, int] | None
+
+
+def _keep(table: dict[K, V], key: K, value: V, entries_max: int) -> None:
+    """First in, first out: cheap, and what is in use comes back after two more requests."""
+    if len(table) >= entries_max:
+        del table[next(iter(table))]
+    table[key] = value
+
+
+class RequestDecoder:
+    """Decodes request bodies; one per server, used from one thread.
+
+    Holds at most ``PLANS_MAX`` plans of at most ``PLAN_JSON_BYTES_MAX`` bytes of JSON each.
+    """
+
+    def __init__(self, limits: WireLimits = DEFAULT) -> None:
+        self._limits = limits
+        self._id_bytes_max = min(ID_BYTES_MAX, limits.name_bytes_max)
+        self._plans: dict[bytes, _Plan] = {}
+        self._seen: set[int] = set()
+        self._signatures: dict[object, Signature] = {}
+
+    def decode(self, body: Body, json_length: int | None, model: str = "") -> InferRequest:
+        """The request in ``body``, whose arrays are views into it.
+
+        ``body`` is contiguous and of bytes; ``json_length`` is the value of the header
+        Inference-Header-Content-Length, ``None`` without it. For 0 see ``oip_raw``.
+        ``model`` only fills error texts; the caller sets the request's model and version.
+        """
+        if json_length is None or not 0 < json_length <= PLAN_JSON_BYTES_MAX:
+            return self._decode_new(body, json_length, model, None)
+        key = body[:json_length]
+        if type(key) is not bytes:
+            key = bytes(key)
+        length = len(key)
+        request_id = ""
+        plan = self._plans.get(key)
+        if plan is None:
+            key, request_id = _without_id(key, self._id_bytes_max)
+            plan = self._plans.get(key)
+            if plan is None:
+                return self._decode_new(body, json_length, model, key)
+        signature, binary_bytes, views, sizes, extras = plan
+        if len(body) != length + binary_bytes or length != json_length:
+            return self._decode_new(body, json_length, model, None)  # will say what is wrong
+        if views is not None:
+            arrays = []
+            for shape, dtype, offset in views:
+                arrays.append(_ndarray(shape, dtype, body, length + offset))  # noqa: PERF401
+        else:
+            arrays = _arrays_with_strings(signature.tensors, sizes, body, length)
+        request = InferRequest(signature, arrays)
+        if extras is not None:
+            request.id, request.parameters, request.timeout_us, request.priority = extras
+        if request_id:
+            request.id = request_id
+        return request
+
+    def _decode_new(
+        self, body: Body, json_length: int | None, model: str, key: bytes | None
+    ) -> InferRequest:
+        limits = self._limits
+        end = json_end(body, json_length, limits)
+        text = body if end == len(body) else memoryview(body)[:end]
+        parsed, typed = request_parser.parse(text, limits)
+        signature, request_id, parameters, timeout_us, priority = self._head(parsed)
+        reader = BodyReader(body, end, typed=typed, what="input", model=model, limits=limits)
+        arrays = reader.arrays(parsed.inputs, signature.tensors)
+        request = InferRequest(
+            signature,
+            arrays,
+            id=request_id,
+            parameters=parameters,
+            timeout_us=timeout_us,
+            priority=priority,
+        )
+        if key is not None and reader.all_binary:
+            self._remember(key, parsed, request, len(body) - end)
+        return request
+
+    def _head(
+        self, parsed: Request[Any]
+    ) -> tuple[Signature, str, Mapping[str, Parameter], int, int]:
+        """Everything that the JSON declares, checked, but for the tensor data."""
+        timeout_us = priority = 0
+        binary_default = False
+        parameters = parsed.parameters
+        if parameters:
+            if "binary_data_output" in parameters:
+                value = parameters.pop("binary_data_output")
+                binary_default = boolean(value, "binary_data_output")
+            if "timeout" in parameters:
+                timeout_us = unsigned(parameters.pop("timeout"), "timeout")
+            if "priority" in parameters:
+                priority = unsigned(parameters.pop("priority"), "priority")
+        rest = scalars(parameters, self._limits) if parameters else NO_PARAMETERS
+        request_id = parsed.id or ""
+        check_text(request_id, "id", self._limits)
+        return self._signature(parsed, binary_default), request_id, rest, timeout_us, priority
+
+    def _signature(self, parsed: Request[Any], binary_default: bool) -> Signature:
+        wanted = parsed.outputs or ()
+        key = (
+            binary_default,
+            tuple([(t.name, t.datatype, tuple(t.shape)) for t in parsed.inputs]),
+            tuple([(o.name, _hashable(o.parameters)) for o in wanted]),
+        )
+        found = self._signatures.get(key)
+        if found is None:
+            specs = specs_of(parsed.inputs, "input", self._limits)
+            outputs, form = _outputs(wanted, binary_default, self._limits)
+            found = Signature(specs, outputs, form=form)
+            if _text_size(found) <= SIGNATURE_TEXT_MAX:
+                _keep(self._signatures, key, found, SIGNATURES_MAX)
+        return found
+
+    def _remember(
+        self, key: bytes, parsed: Request[Any], request: InferRequest, binary_bytes: int
+    ) -> None:
+        """Keeps a plan when ``key`` comes for the second time: unique texts must not push out
+        those that are used."""
+        whole = key[:1] != b'"'
+        if not whole and (b"\\" in key or _ID_KEY.search(key)):
+            return  # a second id, perhaps, which would override the one that was cut out
+        mark = hash(key)
+        if mark not in self._seen:
+            if len(self._seen) >= SEEN_MAX:
+                self._seen.clear()
+            self._seen.add(mark)
+            return
+        tensors = request.signature.tensors
+        sizes = [int((t.parameters or {})["binary_data_size"]) for t in parsed.inputs]
+        views, offset = [], 0
+        for spec, size in zip(tensors, sizes, strict=True):
+            views.append((spec.shape, spec.dtype.numpy, offset))
+            offset += size
+        extras = (
+            request.id if whole else "",
+            request.parameters,
+            request.timeout_us,
+            request.priority,
+        )
+        plan = _Plan(
+            request.signature,
+            binary_bytes,
+            None if any(spec.dtype is dt.BYTES for spec in tensors) else tuple(views),
+            tuple(sizes),
+            extras if any(extras) else None,
+        )
+        _keep(self._plans, key, plan, PLANS_MAX)
+
+
+def _arrays_with_strings(
+    tensors: Sequence[TensorSpec], sizes: Sequence[int], body: Body, offset: int
+) -> list[Array]:
+    arrays = []
+    for spec, size in zip(tensors, sizes, strict=True):
+        arrays.append(view_of(body, spec, offset, size))
+        offset += size
+    return arrays
+
+
+def _without_id(text: bytes, id_bytes_max: int) -> tuple[bytes, str]:
+    """``text`` from the end of the id on, and the id, if that comes first; else all of it and "".
+
+    The remainder starts with a quotation mark, so it is never mistaken for a whole text. Ids that
+    are not what they look like (escapes, control characters, over-long) are left where they are.
+    """
+    start = 7 if text.startswith(b'{"id":"') else 8 if text.startswith(b'{"id": "') else 0
+    if start:
+        end = text.find(b'"', start)
+        raw = text[start:end]
+        if end > start and len(raw) <= id_bytes_max and b"\\" not in raw:
+            try:
+                request_id = raw.decode()
+            except UnicodeDecodeError:
+                return text, ""
+            if request_id.isprintable():
+                return text[end:], request_id
+    return text, ""
+
+
+def _hashable(parameters: dict[str, Any] | None) -> object:
+    """A key that tells 1, 1.0 and true apart; ``repr`` for the nested values that are no good."""
+    if not parameters:
+        return None
+    return tuple(
+        [
+            (k, type(v), v if isinstance(v, str | int | float) else repr(v))
+            for k, v in parameters.items()
+        ]
+    )
+
+
+def _outputs(
+    wanted: Sequence[Output], binary_default: bool, limits: WireLimits
+) -> tuple[tuple[OutputRequest, ...], OipForm]:
+    if len(wanted) > limits.tensors_max:
+        raise ProtocolError(f"{len(wanted)} outputs, more than the maximum {limits.tensors_max}")
+    outputs: dict[str, OutputRequest] = {}
+    binary: dict[str, bool] = {}
+    for output in wanted:
+        name = output.name
+        check_text(name, "output name", limits)
+        if name in outputs:
+            raise ProtocolError(f"output '{name}' already exists in request")
+        parameters = scalars(output.parameters, limits) if output.parameters else NO_PARAMETERS
+        if "shared_memory_region" in parameters:
+            refuse_shared_memory("output", name)
+        outputs[name] = OutputRequest(name, parameters)
+        chosen = parameters.get("binary_data")
+        binary[name] = binary_default if chosen is None else boolean(chosen, "binary_data")
+    return tuple(outputs.values()), _form(binary, binary_default)
+
+
+def _form(binary: dict[str, bool], default: bool) -> OipForm:
+    """One of the two shared forms where it says the same about every output that can be sent."""
+    if not binary:
+        return ALL_BINARY if default else ALL_JSON
+    chosen = set(binary.values())
+    if len(chosen) == 1:
+        return ALL_BINARY if True in chosen else ALL_JSON
+    return OipForm(default, MappingProxyType(binary))
+
+
+def _text_size(signature: Signature) -> int:
+    size = sum(len(spec.name) + 8 * len(spec.shape) for spec in signature.tensors)
+    for output in signature.outputs:
+        size += len(output.name)
+        size += sum(len(k) + len(str(v)) for k, v in output.parameters.items())
+    return size

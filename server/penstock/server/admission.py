@@ -1,0 +1,183 @@
+"""Does a request fit a model? Pure: declared specs in, a plan or a typed error out.
+
+The plan depends on the request's signature alone, so it is kept in ``signature.memo``: a client
+that sends the same signature again is admitted by one comparison. Error texts follow Triton's,
+which tools assert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+from penstock.protocol.errors import Code, InferError
+from penstock.protocol.message import Signature, TensorSpec
+
+
+_NOT_YET = frozenset({"classification", "shared_memory_region"})
+
+
+class Plan:
+    """How a signature maps to one model.
+
+    ``order`` is None where the arrays already stand in the model's order, else
+    ``arrays[order[i]]`` is the model's i-th input. ``wanted`` are indices of the model's outputs.
+    """
+
+    __slots__ = ("key", "order", "rows", "wanted")
+
+    def __init__(
+        self, rows: int, key: Hashable, order: tuple[int, ...] | None, wanted: tuple[int, ...]
+    ) -> None:
+        self.rows = rows
+        self.key = key
+        self.order = order
+        self.wanted = wanted
+
+
+class Admission:
+    """Checks requests against one model's declared inputs and outputs.
+
+    ``rows_max`` > 0 means that the first dimension of every tensor is the batch (and is declared as
+    -1 in the specs), limited to that many rows a request; 0 means that the model does not batch.
+    """
+
+    __slots__ = ("_input_index", "_output_index", "_specs", "model", "outputs", "rows_max")
+
+    def __init__(
+        self,
+        model: str,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        rows_max: int,
+    ) -> None:
+        """``inputs`` and ``outputs`` are in the order of the model's session."""
+        self.model = model
+        self.outputs = tuple(outputs)
+        self.rows_max = rows_max
+        self._specs = tuple(inputs)
+        self._input_index = {spec.name: i for i, spec in enumerate(inputs)}
+        self._output_index = {spec.name: i for i, spec in enumerate(outputs)}
+
+    def plan(self, signature: Signature) -> Plan:
+        """The plan for ``signature``.
+
+        Raises:
+            InferError: INVALID_ARGUMENT naming the tensor that does not fit.
+        """
+        owner, plan = signature.memo
+        if owner is self:
+            found: Plan = plan
+            return found
+        plan = self._make(signature)
+        signature.memo = (self, plan)
+        return plan
+
+    def _make(self, signature: Signature) -> Plan:
+        order = self._order(signature.tensors)
+        rows = 1
+        tails: list[tuple[int, ...]] = []
+        for spec, position in zip(self._specs, order, strict=True):
+            given = signature.tensors[position]
+            if given.dtype is not spec.dtype:
+                raise _invalid(
+                    f"inference input '{spec.name}' data-type is '{given.dtype}', but model "
+                    f"'{self.model}' expects '{spec.dtype}'"
+                )
+            self._check_shape(spec, given.shape)
+            tails.append(given.shape[1:])
+        if self.rows_max:
+            rows = self._rows(signature.tensors, order)
+        in_order = order == tuple(range(len(order)))
+        key = tuple(tails) if self.rows_max else None
+        return Plan(rows, key, None if in_order else order, self._wanted(signature))
+
+    def _order(self, tensors: Sequence[TensorSpec]) -> tuple[int, ...]:
+        positions: dict[int, int] = {}
+        for position, tensor in enumerate(tensors):
+            if tensor.name == "":
+                # GraphPipe: a missing name means the input declared at this place.
+                index = position if position < len(self._specs) else None
+            else:
+                index = self._input_index.get(tensor.name)
+            if index is None:
+                raise _invalid(
+                    f"unexpected inference input '{tensor.name or position}' for model "
+                    f"'{self.model}'; its inputs are {_names(self._specs)}"
+                )
+            if index in positions:
+                name = self._specs[index].name
+                raise _invalid(f"input '{name}' already exists in request")
+            positions[index] = position
+        if len(positions) < len(self._specs):
+            raise _invalid(self._missing(tensors, positions))
+        return tuple(positions[i] for i in range(len(self._specs)))
+
+    def _missing(self, tensors: Sequence[TensorSpec], positions: dict[int, int]) -> str:
+        missing = [s.name for i, s in enumerate(self._specs) if i not in positions]
+        got = f" Got input(s) {[t.name for t in tensors]}, but missing" if tensors else " Missing"
+        return (
+            f"expected {len(self._specs)} inputs but got {len(tensors)} inputs for model "
+            f"'{self.model}'.{got} required input(s) {missing}. Please provide all required "
+            "input(s)."
+        )
+
+    def _check_shape(self, spec: TensorSpec, shape: tuple[int, ...]) -> None:
+        expected = spec.shape
+        if len(shape) == len(expected) and all(
+            want in (-1, got) for got, want in zip(shape, expected, strict=True)
+        ):
+            return
+        raise _invalid(
+            f"unexpected shape for input '{spec.name}' for model '{self.model}'. Expected "
+            f"{_brackets(expected)}, got {_brackets(shape)}"
+        )
+
+    def _rows(self, tensors: Sequence[TensorSpec], order: tuple[int, ...]) -> int:
+        rows = tensors[order[0]].shape[0] if order else 1
+        for position in order:
+            if tensors[position].shape[0] != rows:
+                raise _invalid(
+                    f"input '{tensors[position].name}' batch size does not match other inputs "
+                    f"for '{self.model}'"
+                )
+        if rows > self.rows_max:
+            raise _invalid(
+                f"inference request batch-size must be <= {self.rows_max} for '{self.model}'"
+            )
+        return rows
+
+    def _wanted(self, signature: Signature) -> tuple[int, ...]:
+        if not signature.outputs:
+            return tuple(range(len(self.outputs)))
+        wanted: list[int] = []
+        for position, output in enumerate(signature.outputs):
+            name = output.name
+            if name == "" and position < len(self.outputs):
+                name = self.outputs[position].name
+            if extras := _NOT_YET & output.parameters.keys():
+                raise InferError(
+                    Code.UNIMPLEMENTED,
+                    f"output parameter '{min(extras)}' is not supported by this server",
+                )
+            index = self._output_index.get(name)
+            if index is None:
+                raise _invalid(
+                    f"unexpected inference output '{output.name or position}' for model "
+                    f"'{self.model}'; its outputs are {_names(self.outputs)}"
+                )
+            if index in wanted:
+                raise _invalid(f"output '{output.name}' already exists in request")
+            wanted.append(index)
+        return tuple(wanted)
+
+
+def _invalid(message: str) -> InferError:
+    return InferError(Code.INVALID_ARGUMENT, message)
+
+
+def _names(specs: Sequence[TensorSpec]) -> str:
+    return ", ".join(f"'{spec.name}'" for spec in specs)
+
+
+def _brackets(shape: Sequence[int]) -> str:
+    return "[" + ",".join(map(str, shape)) + "]"

@@ -1,0 +1,56 @@
+"""What HTTP endpoints and the transport say to each other.
+
+An endpoint is ``endpoint(responder, head, body)``. It answers by one ``responder.reply`` and
+returns what shall be cancelled if the client goes away before that, or None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+Buffer = bytes | memoryview
+
+
+class RequestHead(Protocol):
+    """The part of a request's head that endpoints read; see ``transport.head.Head``.
+
+    ``memo`` is the endpoint's own: derived data that follow from the head alone.
+    """
+
+    @property
+    def method(self) -> str: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def query(self) -> bytes: ...
+    @property
+    def headers(self) -> Mapping[bytes, bytes]: ...
+
+    memo: Any
+
+
+class Cancellable(Protocol):
+    def cancel(self) -> object: ...
+
+
+class Responder(Protocol):
+    def reply(
+        self,
+        status: int,
+        content_type: str,
+        buffers: Sequence[Buffer],
+        fields: bytes = b"",
+        reason: str = "",
+        close: bool = False,
+    ) -> None:
+        """Answers the request; further calls do nothing.
+
+        ``buffers`` are bytes or flat byte views and must not change until they are sent. ``fields``
+        are further header lines, each ended by CRLF. ``reason`` replaces the reason phrase.
+        """
+        ...
+
+
+Endpoint = Callable[[Responder, Any, Any], Cancellable | None]
+"""(responder, head, body: ``Buffer``) to what can be cancelled until the reply."""

@@ -1,0 +1,73 @@
+"""Which endpoint serves a method and a path. Resolved once per distinct head.
+
+A pattern is a path whose ``{name}`` segments match one path segment each (``{version}`` digits
+only); the captured parts are percent-decoded and given to the route's ``prepare``, whose result is
+kept in ``head.memo`` for the endpoint.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+from urllib.parse import unquote
+
+from penstock.server.front.http import Endpoint, RequestHead, Responder
+from penstock.server.transport.status import JSON, TEXT
+
+Prepare = Callable[[RequestHead, dict[str, str]], Any]
+
+
+class _Route(NamedTuple):
+    method: str
+    pattern: re.Pattern[str]
+    endpoint: Endpoint
+    prepare: Prepare | None
+
+
+class Routes:
+    """The route table of one port, tried in the order of addition."""
+
+    def __init__(self) -> None:
+        self._routes: list[_Route] = []
+
+    def add(
+        self, method: str, path: str, endpoint: Endpoint, prepare: Prepare | None = None
+    ) -> None:
+        """Adds a route; a route for GET serves HEAD too."""
+        expression = re.escape(path).replace(r"\{", "{").replace(r"\}", "}")
+        expression = expression.replace("{version}", r"(?P<version>[0-9]+)")
+        expression = re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", expression)
+        self._routes.append(_Route(method, re.compile(expression), endpoint, prepare))
+
+    def resolve(self, head: Any) -> Endpoint:
+        """The endpoint for ``head``; the one for "not found" or "wrong method" if there is none."""
+        method = "GET" if head.method == "HEAD" else head.method
+        known_path = False
+        for route in self._routes:
+            match = route.pattern.fullmatch(head.path)
+            if match is None:
+                continue
+            if route.method != method:
+                known_path = True
+                continue
+            if route.prepare is not None:
+                captured = {k: unquote(v) for k, v in match.groupdict().items()}
+                head.memo = route.prepare(head, captured)
+            return route.endpoint
+        return _wrong_method if known_path else _not_found
+
+
+def _not_found(responder: Responder, head: RequestHead, body: object) -> None:
+    _refuse(responder, head, 404, "Not Found")
+
+
+def _wrong_method(responder: Responder, head: RequestHead, body: object) -> None:
+    _refuse(responder, head, 405, "Method Not Allowed")
+
+
+def _refuse(responder: Responder, head: RequestHead, status: int, text: str) -> None:
+    if head.path.startswith("/v2"):
+        responder.reply(status, JSON, (b'{"error":"%b"}' % text.encode(),))
+    else:
+        responder.reply(status, TEXT, (text.encode() + b"\n",))

@@ -1,0 +1,67 @@
+"""One waiting request, from admission to its one callback.
+
+A job is created by the gateway, owned by a lane until it is done, and mutated by nobody else.
+``on_done`` is called exactly once, on the event loop, unless the job was cancelled: then never.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+from penstock.protocol.errors import PenstockError
+from penstock.protocol.message import Array, InferReply, InferRequest
+
+
+class State(enum.Enum):
+    QUEUED = "queued"
+    TAKEN = "taken"
+    """Off the queue: in a batch, or expired and about to be told so."""
+    DONE = "done"
+    """Answered, failed, expired or cancelled."""
+
+
+class Job:
+    """``arrays`` are in the model's order, ``wanted`` are the indices of the outputs to return.
+
+    ``rows`` is the size of the first dimension (1 where the model does not batch); jobs with an
+    equal ``key`` may share a batch. Times are monotonic nanoseconds; ``deadline_ns`` 0 means none.
+    After the callback exactly one of ``reply`` and ``error`` is set.
+    """
+
+    __slots__ = (
+        "arrays", "arrived_ns", "context", "deadline_ns", "error", "key", "lane", "on_done",
+        "priority", "reply", "request", "rows", "state", "wanted",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        request: InferRequest,
+        arrays: Sequence[Array],
+        rows: int,
+        key: Hashable,
+        wanted: tuple[int, ...],
+        on_done: Callable[[Job], None],
+        context: Any = None,
+    ) -> None:
+        self.request = request
+        self.arrays = arrays
+        self.rows = rows
+        self.key = key
+        self.wanted = wanted
+        self.on_done = on_done
+        self.context = context
+        self.lane: Any = None
+        """The lane that accepted the job; set by it."""
+        self.state = State.QUEUED
+        self.priority = 0
+        self.arrived_ns = 0
+        self.deadline_ns = 0
+        self.reply: InferReply | None = None
+        self.error: PenstockError | None = None
+
+    def cancel(self) -> None:
+        """Forgets the job: no callback will come. Does nothing once it is done."""
+        if self.lane is not None:
+            self.lane.cancel(self)

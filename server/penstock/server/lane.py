@@ -1,0 +1,397 @@
+"""One loaded model version: its queue, its workers and the choice between them.
+
+The event loop owns a lane: every public method is called on the loop. Worker threads touch only
+``_pull`` and ``_deliver``, under ``_lock``.
+
+Two ways to run a batch, chosen by what was learned and not by configuration:
+
+* *inline*, on the loop itself, for models that finish sooner than a thread could be woken;
+* *threads*, each pulling its next batch the moment it is free, so that a batch keeps growing until
+  somebody can run it.
+
+Requests that arrive in the same turn of the loop are dispatched together at the end of that turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import Sequence
+from time import monotonic_ns, time_ns
+
+from penstock.backends.base import Session
+from penstock.protocol.errors import Code, InferError
+from penstock.protocol.message import InferReply, Signature, TensorSpec
+from penstock.server.admission import Admission
+from penstock.server.batching import BatchQueue
+from penstock.server.job import Job, State
+from penstock.server.stacking import Stacker
+from penstock.server.stats import BatchStats, FailReason, LaneStats
+from penstock.server.worker import BatchRun, ThreadWorker, execute
+
+_log = logging.getLogger(__name__)
+
+INLINE_BELOW_NS = 100_000
+"""A thread hand-off costs about this much; shorter runs go onto the loop."""
+THREADS_ABOVE_NS = 250_000
+"""Longer runs leave it. The gap keeps a model near the border from flapping."""
+_SIGNATURES_MAX = 4096
+
+STOPPING = "Server is stopping, scheduler for model has stopped accepting new inference requests"
+
+
+class Lane:
+    """Queue, policy and workers of one model version.
+
+    ``sessions`` holds one session for each thread worker; a thread-safe session may stand in it
+    several times. ``rows_max`` 0 means that the model does not batch; ``admission`` tells whether
+    a request fits. ``jobs_max`` bounds the queue; ``timeout_us`` is the time in queue of requests
+    that name none (0: any). The lane owns the sessions and closes them.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        version: str,
+        sessions: Sequence[Session],
+        admission: Admission,
+        *,
+        jobs_max: int = 4096,
+        timeout_us: int = 0,
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        self.name = name
+        self.version = version
+        self.admission = admission
+        self.stats = LaneStats()
+        self.in_flight = 0
+        """Jobs accepted and not yet answered."""
+        self._sessions = list(sessions)
+        self._timeout_us = timeout_us
+        self._batches = admission.rows_max > 0
+        self._queue = BatchQueue(max(admission.rows_max, 1), jobs_max)
+        self._loop = loop or asyncio.get_running_loop()
+        self._lock = threading.Lock()
+        self._inline = False
+        self._run_ns = THREADS_ABOVE_NS
+        self._stacker = Stacker(len(self._sessions[0].inputs))
+        self._threads: list[ThreadWorker] = []
+        self._parked: list[ThreadWorker] = []
+        self._finished: deque[BatchRun] = deque()
+        self._expired: deque[Job] = deque()
+        self._notified = False
+        self._scheduled = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0
+        self._closing = False
+        self._idle = asyncio.Event()
+        self._reply_signatures: dict[object, Signature] = {}
+
+    @property
+    def waiting(self) -> int:
+        """Jobs in the queue now."""
+        return len(self._queue)
+
+    @property
+    def mode(self) -> str:
+        """``inline`` or ``threads``: how the next batch will run."""
+        return "inline" if self._inline else "threads"
+
+    def learned(self, run_ns: int) -> None:
+        """Seeds the learned run time with a measurement made at load."""
+        self._run_ns = run_ns
+        self._inline = run_ns < INLINE_BELOW_NS
+
+    # ------------------------------------------------------------------ the way of a job
+
+    def submit(self, job: Job) -> None:
+        """Queues ``job``; never blocks.
+
+        Raises:
+            InferError: RESOURCE_EXHAUSTED when the queue is full, UNAVAILABLE when closing.
+        """
+        job.lane = self
+        job.arrived_ns = now = monotonic_ns()
+        timeout_us = job.request.timeout_us or self._timeout_us
+        if timeout_us:
+            job.deadline_ns = now + timeout_us * 1000
+        with self._lock:
+            accepted = self._queue.offer(job)
+        if not accepted:
+            raise self._rejected()
+        self.in_flight += 1
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._dispatch)
+        if job.deadline_ns and (not self._timer_at or job.deadline_ns < self._timer_at):
+            self._set_timer(job.deadline_ns)
+
+    def cancel(self, job: Job) -> None:
+        """Forgets ``job``: it is taken off the queue, or its result is dropped if it runs already.
+
+        ``on_done`` will not be called. Does nothing to a job that is done.
+        """
+        with self._lock:
+            waited = self._queue.cancel(job)
+        if not waited:
+            if job.state is State.DONE:
+                return
+            job.state = State.DONE
+        self.stats.fail_count[FailReason.CANCELED] += 1
+        self.stats.fail_ns += monotonic_ns() - job.arrived_ns
+        self._left()
+
+    def _rejected(self) -> InferError:
+        self.stats.fail_count[FailReason.REJECTED] += 1
+        if self._closing:
+            return InferError(Code.UNAVAILABLE, STOPPING)
+        return InferError(
+            Code.RESOURCE_EXHAUSTED,
+            f"Exceeds maximum queue size of {self._queue.jobs_max} for model '{self.name}'",
+        )
+
+    def _dispatch(self) -> None:
+        self._scheduled = False
+        if not self._inline:
+            self._wake_worker()
+            return
+        with self._lock:
+            jobs = self._take()
+        if jobs:
+            for run in execute(self._sessions[0], self._stacker, jobs, self._batches):
+                self._finish(run)
+        self._finish_expired()
+        if self._queue and not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._dispatch)
+
+    def _wake_worker(self) -> None:
+        if not self._threads:
+            self._start_threads()
+        with self._lock:
+            worker = self._parked.pop() if self._parked and self._queue else None
+        if worker is not None:
+            worker.unpark()
+
+    def _take(self) -> list[Job]:
+        """The next batch; called under the lock, on the loop or on a worker thread."""
+        if self._timer_at:
+            self._expired.extend(self._queue.expire(monotonic_ns()))
+        return self._queue.take()
+
+    # ------------------------------------------------------------------ worker threads
+
+    def _start_threads(self) -> None:
+        for i, session in enumerate(self._sessions):
+            worker = ThreadWorker(
+                f"{self.name}:{self.version}#{i}",
+                session,
+                len(session.inputs),
+                self._batches,
+                self._pull,
+                self._deliver,
+            )
+            self._threads.append(worker)
+
+    def _pull(self, worker: ThreadWorker) -> list[Job] | None:
+        with self._lock:
+            if not self._inline:
+                jobs = self._take()
+                if jobs:
+                    return jobs
+            if self._closing and not self._queue:
+                return None
+            self._parked.append(worker)
+        if self._expired:
+            self._notify()
+        return []
+
+    def _deliver(self, runs: list[BatchRun]) -> None:
+        self._finished.extend(runs)
+        self._notify()
+
+    def _notify(self) -> None:
+        # Set before the call and cleared before the drain: a result is never left behind.
+        if not self._notified:
+            self._notified = True
+            self._loop.call_soon_threadsafe(self._drain_finished)
+
+    def _drain_finished(self) -> None:
+        self._notified = False
+        finished = self._finished
+        while finished:
+            self._finish(finished.popleft())
+        self._finish_expired()
+
+    # ------------------------------------------------------------------ results
+
+    def _finish(self, run: BatchRun) -> None:
+        now = monotonic_ns()
+        self._learn(run.infer_ns if run.infer_ns else now - run.started_ns)
+        if run.error is not None:
+            for job in run.jobs:
+                self._fail(job, run.error, FailReason.BACKEND, now)
+            return
+        self._count_batch(run, now)
+        outputs = run.outputs
+        signature_of = self._signatures_for(run)
+        stats = self.stats
+        row = 0
+        for job in run.jobs:
+            first, row = row, row + job.rows
+            if job.state is State.DONE:
+                continue
+            wanted = job.wanted
+            signature = signature_of.get((job.rows, wanted))
+            if signature is None:
+                signature = self._add_signature(signature_of, job, run)
+            if len(run.jobs) == 1 or not self._batches:
+                arrays = [outputs[i] for i in wanted]
+            else:
+                arrays = [outputs[i][first:row] for i in wanted]
+            request = job.request
+            job.state = State.DONE
+            job.reply = InferReply(
+                signature, arrays, model=self.name, version=self.version, id=request.id
+            )
+            elapsed = now - job.arrived_ns
+            queued = run.started_ns - job.arrived_ns
+            stats.success_count += 1
+            stats.success_ns += elapsed
+            stats.queue_ns += queued
+            stats.latency.add(elapsed)
+            stats.queue.add(queued)
+            self._answer(job)
+
+    def _fail(self, job: Job, error: InferError, reason: FailReason, now: int) -> None:
+        if job.state is State.DONE:
+            return
+        job.state = State.DONE
+        job.error = error
+        self.stats.fail_count[reason] += 1
+        self.stats.fail_ns += now - job.arrived_ns
+        self._answer(job)
+
+    def _answer(self, job: Job) -> None:
+        self._left()
+        try:
+            job.on_done(job)
+        except Exception:
+            # A front door's bug must not cost the rest of the batch its answers.
+            _log.exception("reply failed for model %s", self.name)
+
+    def _left(self) -> None:
+        self.in_flight -= 1
+        if self._closing and not self.in_flight:
+            self._idle.set()
+
+    def _signatures_for(self, run: BatchRun) -> dict[tuple[int, tuple[int, ...]], Signature]:
+        """The reply signatures known for outputs of this batch's shape."""
+        if self._batches:
+            key: object = tuple([output.shape[1:] for output in run.outputs])
+        else:
+            key = tuple([output.shape for output in run.outputs])
+        known = self._reply_signatures.get(key)
+        if known is None:
+            if len(self._reply_signatures) >= _SIGNATURES_MAX:
+                self._reply_signatures.clear()
+            known = self._reply_signatures[key] = {}
+        return known
+
+    def _add_signature(
+        self, known: dict[tuple[int, tuple[int, ...]], Signature], job: Job, run: BatchRun
+    ) -> Signature:
+        specs = []
+        for i in job.wanted:
+            declared, shape = self.admission.outputs[i], run.outputs[i].shape
+            full = (job.rows, *shape[1:]) if self._batches else shape
+            specs.append(TensorSpec(declared.name, declared.dtype, full))
+        if len(known) >= _SIGNATURES_MAX:
+            known.clear()
+        signature = known[(job.rows, job.wanted)] = Signature(specs)
+        return signature
+
+    def _count_batch(self, run: BatchRun, now: int) -> None:
+        stats, count = self.stats, len(run.jobs)
+        output_ns = now - run.started_ns - run.input_ns - run.infer_ns
+        stats.inference_count += run.rows
+        stats.execution_count += 1
+        stats.compute_input_ns += run.input_ns * count
+        stats.compute_infer_ns += run.infer_ns * count
+        stats.compute_output_ns += output_ns * count
+        stats.last_inference_ms = time_ns() // 1_000_000
+        stats.batch_rows.add(run.rows)
+        batch = stats.batches.get(run.rows)
+        if batch is None:
+            batch = stats.batches[run.rows] = BatchStats()
+        batch.count += 1
+        batch.compute_input_ns += run.input_ns
+        batch.compute_infer_ns += run.infer_ns
+        batch.compute_output_ns += output_ns
+
+    def _learn(self, run_ns: int) -> None:
+        self._run_ns += (run_ns - self._run_ns) >> 3
+        if self._inline:
+            if self._run_ns > THREADS_ABOVE_NS:
+                self._inline = False
+        elif self._run_ns < INLINE_BELOW_NS and not self._closing:
+            # Only while every thread sleeps: a session may not be safe to share.
+            with self._lock:
+                self._inline = len(self._parked) == len(self._threads)
+
+    # ------------------------------------------------------------------ deadlines
+
+    def _set_timer(self, at_ns: int) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        delay_s = max(at_ns - monotonic_ns(), 0) / 1e9
+        self._timer_at = at_ns
+        self._timer = self._loop.call_later(delay_s, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._timer_at = 0
+        with self._lock:
+            self._expired.extend(self._queue.expire(monotonic_ns()))
+            next_at = self._queue.wake_at()
+        self._finish_expired()
+        if next_at:
+            self._set_timer(next_at)
+
+    def _finish_expired(self) -> None:
+        now = monotonic_ns()
+        while self._expired:
+            job = self._expired.popleft()
+            error = InferError(Code.DEADLINE_EXCEEDED, "Request timeout expired")
+            self._fail(job, error, FailReason.REJECTED, now)
+
+    # ------------------------------------------------------------------ the end
+
+    async def drain(self) -> None:
+        """Refuses new jobs and returns when every accepted one is answered."""
+        self._closing = True
+        with self._lock:
+            self._queue.close()
+        if self.in_flight:
+            await self._idle.wait()
+
+    async def close(self) -> None:
+        """Drains, ends the threads and closes the sessions."""
+        await self.drain()
+        self._inline = False
+        if self._timer is not None:
+            self._timer.cancel()
+        with self._lock:
+            parked, self._parked = self._parked, []
+        for worker in parked:
+            worker.unpark()
+        await self._loop.run_in_executor(None, self._release)
+
+    def _release(self) -> None:
+        for worker in self._threads:
+            if not worker.join(timeout_s=30):
+                _log.error("worker of %s did not end", self.name)
+        for session in {id(session): session for session in self._sessions}.values():
+            session.close()

@@ -1,0 +1,395 @@
+"""HTTP/1.1 over asyncio: bytes in, a complete request to its endpoint, one vectored write out.
+
+One request at a time per connection, in order: what a client pipelines waits in the connection.
+Reading stops while too much waits, and no request is started while the client does not read its
+replies. When the client goes away the request in progress is cancelled.
+
+Knows nothing of models and protocols: an *endpoint* is called with the connection (as
+``Responder``), the head and the body, and answers by ``reply`` once, at once or later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Any, Final, cast
+
+import numpy as np
+
+from penstock.server.front.http import Buffer, Cancellable
+from penstock.server.transport.chunked import ChunkedBody
+from penstock.server.transport.head import HEAD_BYTES_MAX, Head, parse_head
+from penstock.server.transport.listener import Http1Listener
+from penstock.server.transport.status import TEXT, BadRequest, reason_of
+
+_log = logging.getLogger(__name__)
+
+_CARRY_MAX: Final = 64 * 1024
+"""Pipelined bytes kept while a request is served; beyond it reading stops."""
+_JOIN_MAX: Final = 32 * 1024
+"""Replies up to this size are copied into one buffer: cheaper than a vector of small parts."""
+_BYTES_PER_S_MIN: Final = 1024
+"""A request that arrives more slowly than this, after a time of grace, is given up."""
+_COPY_MAX: Final = 16 * 1024
+_END: Final = b"\r\n\r\n"
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+# States of a connection.
+_HEAD: Final = 0
+_BODY: Final = 1
+_CHUNKED: Final = 2
+_BUSY: Final = 3
+_LINGER: Final = 4
+"""Answered and half-closed: whatever still comes is read and dropped, so that the reply arrives."""
+
+
+class Http1Connection(asyncio.BufferedProtocol):
+    """One client connection. Created by the listener, which also sweeps it for slowness."""
+
+    __slots__ = (
+        "_advancing", "_began", "_body", "_carry", "_charged", "_chunked", "_have", "_head",
+        "_listener", "_need", "_pending", "_read_paused", "_rx", "_since", "_state", "_transport",
+        "_write_paused",
+    )  # fmt: skip
+
+    def __init__(self, listener: Http1Listener) -> None:
+        self._listener = listener
+        self._rx: memoryview = listener.scratch
+        self._transport: asyncio.Transport = cast(asyncio.Transport, None)
+        self._state = _HEAD
+        self._carry = b""
+        self._head: Head | None = None
+        self._body: memoryview | None = None
+        self._have = 0
+        self._need = 0
+        self._charged = 0
+        self._chunked: ChunkedBody | None = None
+        self._pending: Cancellable | None = None
+        self._advancing = False
+        self._read_paused = False
+        self._write_paused = False
+        # Ticks of the listener: when this request (or idleness) began, and the last progress.
+        self._began = self._since = listener.tick
+
+    # ------------------------------------------------------------------ asyncio's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        if not self._listener.add(self):
+            self._fatal(503, "too many connections")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._listener.discard(self)
+        self._state = _LINGER
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.cancel()
+        self._release_body()
+        self._carry = b""
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._rx
+
+    def buffer_updated(self, nbytes: int) -> None:
+        state = self._state
+        if state == _BODY:
+            self._body_received(nbytes)
+        elif state == _CHUNKED:
+            self._feed_chunked(bytes(self._rx[:nbytes]))
+            self._advance()
+        elif state != _LINGER:
+            if self._carry:
+                self._carry += self._rx[:nbytes]
+            else:
+                self._since = self._began = self._listener.tick
+                self._carry = bytes(self._rx[:nbytes])
+            if state == _HEAD:
+                self._advance()
+            if len(self._carry) > _CARRY_MAX and not self._read_paused:
+                self._read_paused = True
+                self._transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def pause_writing(self) -> None:
+        self._write_paused = True
+
+    def resume_writing(self) -> None:
+        self._write_paused = False
+        self._since = self._listener.tick
+        self._advance()
+
+    # ------------------------------------------------------------------ requests
+
+    def _advance(self) -> None:
+        """Starts requests from what was received, until one has to be waited for."""
+        if self._advancing:
+            return
+        self._advancing = True
+        try:
+            while self._state == _HEAD and self._carry and not self._write_paused:
+                if not self._start():
+                    return
+        except BadRequest as error:
+            self._fatal(error.status, error.message)
+        finally:
+            self._advancing = False
+            if self._read_paused and len(self._carry) <= _CARRY_MAX:
+                self._read_paused = False
+                self._transport.resume_reading()
+
+    def _start(self) -> bool:
+        """Starts one request; False when its head is not complete yet."""
+        data = self._carry
+        end = data.find(_END) + 4
+        if end == 3:
+            self._check_partial_head(data)
+            return False
+        raw = data[:end]
+        head = self._listener.heads.get(raw)
+        if head is None:
+            head = self._parse(raw)
+        self._head = head
+        need = head.content_length
+        got = len(data) - end
+        if 0 <= need <= got:
+            stop = end + need
+            self._carry = data[stop:]
+            # A small body is cheaper copied out than looked at through a view.
+            small = need <= _COPY_MAX
+            self._dispatch(data[end:stop] if small else memoryview(data)[end:stop])
+            return True
+        self._carry = b""
+        self._await_body(head, data[end:])
+        return True
+
+    def _check_partial_head(self, data: bytes) -> None:
+        stripped = data.lstrip(b"\r\n") if data[0] in b"\r\n" else data
+        if len(stripped) < len(data):
+            # RFC 9112 §2.2: empty lines before a request are to be ignored.
+            self._carry = stripped
+            return
+        if len(data) > HEAD_BYTES_MAX:
+            raise BadRequest(431, f"the head is larger than {HEAD_BYTES_MAX} bytes")
+        if b"\n\n" in data:
+            raise BadRequest(400, "lines of the head must end in CRLF")
+
+    def _parse(self, raw: bytes) -> Head:
+        if len(raw) > HEAD_BYTES_MAX:
+            raise BadRequest(431, f"the head is larger than {HEAD_BYTES_MAX} bytes")
+        if raw[0] in b"\r\n":
+            raw = raw.lstrip(b"\r\n")
+            if not raw:
+                raise BadRequest(400, "malformed request: no request line")
+        head = parse_head(raw)
+        head.endpoint = self._listener.resolve(head)
+        self._listener.heads.put(raw, head)
+        return head
+
+    def _await_body(self, head: Head, first: bytes) -> None:
+        listener = self._listener
+        if head.content_length > listener.limits.body_bytes_max:
+            raise BadRequest(
+                413,
+                f"the body of {head.content_length} bytes is larger than the limit of "
+                f"{listener.limits.body_bytes_max}; see --http-max-body-bytes",
+            )
+        if head.expects_continue and not first:
+            self._transport.write(_CONTINUE)
+        if head.content_length < 0:
+            self._chunked = ChunkedBody(listener.limits.body_bytes_max)
+            self._have = 0
+            self._state = _CHUNKED
+            self._feed_chunked(first)
+            return
+        self._receive_into(head, first)
+
+    def _receive_into(self, head: Head, first: bytes) -> None:
+        """Prepares the buffer that the socket is read into until the body is whole.
+
+        It is placed so that the first byte after the endpoint's prefix (the JSON part of a v2
+        binary request) is aligned to 64 bytes. Memory that is never received is never touched.
+        """
+        need = head.content_length
+        prefix = head.headers.get(b"inference-header-content-length", b"0")
+        skew = int(prefix) if prefix.isdigit() and len(prefix) < 10 else 0
+        try:
+            raw = np.empty(need + 128, np.uint8)
+        except MemoryError:
+            raise BadRequest(503, "no memory for the request body") from None
+        start = -(raw.ctypes.data + skew) % 64
+        self._body = body = memoryview(raw)[start : start + need]
+        body[: len(first)] = first
+        self._have = len(first)
+        self._need = need
+        self._rx = body[len(first) :]
+        self._state = _BODY
+
+    def _body_received(self, nbytes: int) -> None:
+        self._since = self._listener.tick
+        self._have += nbytes
+        try:
+            self._charge(nbytes)
+        except BadRequest as error:
+            self._fatal(error.status, error.message)
+            return
+        if self._have < self._need:
+            self._rx = self._rx[nbytes:]
+            return
+        self._rx = self._listener.scratch
+        self._dispatch(cast(memoryview, self._body))
+        self._advance()
+
+    def _charge(self, nbytes: int) -> None:
+        self._charged += nbytes
+        if not self._listener.charge(nbytes):
+            raise BadRequest(503, "too many bytes of request bodies are being received")
+
+    def _feed_chunked(self, data: bytes) -> None:
+        self._since = self._listener.tick
+        chunked = cast(ChunkedBody, self._chunked)
+        try:
+            self._charge(len(data))
+            self._have += len(data)
+            rest = chunked.feed(data)
+        except BadRequest as error:
+            self._fatal(error.status, error.message)
+            return
+        if rest is not None:
+            self._carry = rest
+            self._chunked = None
+            self._dispatch(memoryview(chunked.body))
+
+    def _dispatch(self, body: Buffer) -> None:
+        """Hands a complete request to its endpoint."""
+        self._state = _BUSY
+        head = cast(Head, self._head)
+        self._body = None
+        try:
+            pending = head.endpoint(self, head, body)
+        except Exception:
+            _log.exception("endpoint failed for %s %s", head.method, head.path)
+            if self._state == _BUSY:
+                self.reply(500, TEXT, (b"internal error\n",))
+            return
+        if self._state == _BUSY:
+            self._pending = pending
+
+    # ------------------------------------------------------------------ replies
+
+    def reply(
+        self,
+        status: int,
+        content_type: str,
+        buffers: Sequence[Buffer],
+        fields: bytes = b"",
+        reason: str = "",
+        close: bool = False,
+    ) -> None:
+        """Answers the request in progress; see ``Responder``."""
+        if self._state != _BUSY:
+            return
+        self._pending = None
+        self._release_body()
+        head = cast(Head, self._head)
+        listener = self._listener
+        size = 0
+        for buffer in buffers:
+            size += len(buffer)
+        last = close or not head.keep_alive or listener.draining
+        start = listener.reply_head(status, content_type, reason)
+        if last:
+            fields += b"Connection: close\r\n"
+        elif head.version == "1.0":
+            fields += b"Connection: keep-alive\r\n"
+        top = b"%b%b%bContent-Length: %d\r\n\r\n" % (start, listener.date, fields, size)
+        if head.method == "HEAD":
+            self._transport.write(top)
+        elif size <= _JOIN_MAX:
+            self._transport.write(b"".join((top, *buffers)))
+        else:
+            self._transport.writelines([top, *buffers])
+        if last:
+            self._linger()
+            return
+        self._state = _HEAD
+        self._since = self._began = listener.tick
+        if self._carry:
+            self._advance()
+
+    def _fatal(self, status: int, message: str) -> None:
+        """Answers a request that cannot be framed or accepted, and ends the connection."""
+        if self._state == _LINGER:
+            return
+        body = message.encode() + b"\n"
+        self._release_body()
+        self._transport.write(
+            b"%b%bConnection: close\r\nContent-Length: %d\r\n\r\n%b"
+            % (self._listener.reply_head(status, TEXT, reason_of(status, message)),
+               self._listener.date, len(body), body)
+        )  # fmt: skip
+        self._linger()
+
+    def _linger(self) -> None:
+        # Closing with unread input makes TCP reset the connection and the reply may be lost: so the
+        # sending side is closed, and reading goes on until the client closes or a sweep ends it.
+        self._state = _LINGER
+        self._rx = self._listener.scratch
+        self._carry = b""
+        self._chunked = None
+        self._since = self._listener.tick
+        transport = self._transport
+        if transport.is_closing():
+            return
+        if transport.can_write_eof():
+            if self._read_paused:
+                self._read_paused = False
+                transport.resume_reading()
+            transport.write_eof()
+        else:
+            transport.close()
+
+    def _release_body(self) -> None:
+        self._body = None
+        if self._charged:
+            self._listener.charge(-self._charged)
+            self._charged = 0
+
+    # ------------------------------------------------------------------ the listener's side
+
+    def sweep(self, tick: int) -> None:
+        """Ends the connection if it made no progress for too long; called once a second."""
+        limits = self._listener.limits
+        silent_s = tick - self._since
+        state = self._state
+        if state == _LINGER:
+            if silent_s > limits.linger_s:
+                self._transport.abort()
+        elif self._write_paused:
+            if silent_s > limits.write_timeout_s:
+                self._transport.abort()
+        elif state == _HEAD and not self._carry:
+            if silent_s > limits.idle_timeout_s:
+                self._transport.close()
+        elif state != _BUSY and (silent_s > limits.read_timeout_s or self._too_slow(tick)):
+            self._fatal(408, "the request did not arrive in time")
+
+    def _too_slow(self, tick: int) -> bool:
+        grace_s = self._listener.limits.read_timeout_s
+        received = len(self._carry) if self._state == _HEAD else self._have
+        return received < (tick - self._began - grace_s) * _BYTES_PER_S_MIN
+
+    def drain(self) -> None:
+        """Closes the connection if no request is in progress."""
+        if self._state == _HEAD and not self._carry:
+            self._transport.close()
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    @property
+    def peer(self) -> Any:
+        """The client's address, for logs."""
+        return self._transport.get_extra_info("peername")
