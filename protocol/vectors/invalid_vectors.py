@@ -186,7 +186,7 @@ def invalid() -> dict[str, tuple[bytes, str, str, str]]:
             "left of the limit",
         ),
         "strings_past_end": (
-            texts.patched(f"{tensor0}.string_val", "<I", 0xFFFFF),
+            texts.patched(f"{tensor0}.string_val", "<I", 40),
             f"{tensor0}.string_val",
             "past the frame",
         ),

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -25,6 +25,7 @@ from penstock.protocol.message import (
 from penstock.protocol.oip_json import (
     ALL_BINARY,
     OipForm,
+    ReplyDecoder,
     ReplyEncoder,
     RequestDecoder,
     RequestEncoder,
@@ -35,6 +36,7 @@ from penstock.protocol.oip_json import (
     parse_model_metadata,
 )
 
+SLOW_MACHINE = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 BINARY_ONLY = (dt.FP16, dt.BF16)
 shapes = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
 text = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
@@ -110,6 +112,7 @@ def encoded(request: InferRequest, **how: bool) -> tuple[bytes, int | None]:
 
 
 @given(requests(), st.booleans())
+@SLOW_MACHINE
 def test_binary_requests_round_trip(request: InferRequest, binary_outputs: bool) -> None:
     body, length = encoded(request, binary_outputs=binary_outputs)
     decoder = RequestDecoder()
@@ -122,6 +125,7 @@ def test_binary_requests_round_trip(request: InferRequest, binary_outputs: bool)
 
 
 @given(requests(tuple(d for d in dt.ALL if d not in BINARY_ONLY)))
+@SLOW_MACHINE
 def test_json_requests_round_trip(request: InferRequest) -> None:
     body, length = encoded(request, binary=False)
     assert length is None
@@ -129,6 +133,7 @@ def test_json_requests_round_trip(request: InferRequest) -> None:
 
 
 @given(signed(), text, text, text, own_parameters, st.sets(st.integers(0, 3)))
+@SLOW_MACHINE
 def test_replies_round_trip(
     tensors: tuple[list[TensorSpec], list[Array]],
     model: str,
@@ -144,10 +149,10 @@ def test_replies_round_trip(
     form = OipForm(
         False, {s.name: i in binary or s.dtype in BINARY_ONLY for i, s in enumerate(specs)}
     )
-    encoder = ReplyEncoder()
-    for wanted in (form, ALL_BINARY, form, ALL_BINARY):
+    encoder, decoder = ReplyEncoder(), ReplyDecoder()
+    for wanted in (form, ALL_BINARY, form, ALL_BINARY, ALL_BINARY):
         buffers, length = encoder.encode(reply, wanted)
-        got = decode_reply(b"".join(buffers), length)
+        got = decoder.decode(b"".join(buffers), length)
         assert got.signature.tensors == reply.signature.tensors
         assert_same_arrays(got, reply)
         assert (got.model, got.version, got.id) == (model, version, id)
@@ -166,14 +171,14 @@ def test_replies_round_trip(
         max_size=30,
     ),
 )
-@settings(max_examples=60)
+@settings(SLOW_MACHINE, max_examples=60)
 def test_memory_makes_no_difference(
     messages: list[InferRequest], order: list[tuple[int, str, int]]
 ) -> None:
     decoder = RequestDecoder()
-    for index, id, damage in order:
+    for index, name, damage in order:
         message = messages[index % len(messages)]
-        message.id = id
+        message.id = name
         body, length = encoded(message)
         if damage % 5 == 0 and body:
             at = damage % len(body)
@@ -202,7 +207,7 @@ lengths = st.one_of(st.none(), st.integers(-5, 300), st.integers())
 
 def feed(body: bytes, length: int | None) -> None:
     """Every reader, twice where there is a memory: a value or a ``PenstockError``."""
-    decoders = RequestDecoder(), RequestDecoder(SMALL)
+    decoders = RequestDecoder(), RequestDecoder(SMALL), ReplyDecoder()
     for _ in range(3):
         for decoder in decoders:
             attempt(lambda decoder=decoder: decoder.decode(body, length))
@@ -231,11 +236,13 @@ def attempt(call: Any) -> None:
 
 
 @given(st.binary(max_size=200), lengths)
+@SLOW_MACHINE
 def test_random_bytes(body: bytes, length: int | None) -> None:
     feed(body, length)
 
 
 @given(requests(), st.data())
+@SLOW_MACHINE
 def test_mutated_requests(request: InferRequest, data: st.DataObject) -> None:
     binary = data.draw(st.booleans()) or any(
         s.dtype in BINARY_ONLY for s in request.signature.tensors
@@ -304,6 +311,7 @@ near_messages = st.fixed_dictionaries(
 
 
 @given(near_messages, st.binary(max_size=64), st.booleans())
+@SLOW_MACHINE
 def test_messages_that_are_nearly_right(message: object, tail: bytes, has_length: bool) -> None:
     head = json.dumps(message).encode()
     feed(head + tail, len(head) if has_length else None)

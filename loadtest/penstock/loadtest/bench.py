@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from penstock.loadtest import bench_cpu, bench_throughput, machine
+from penstock.loadtest import bench_cpu, bench_throughput, children, machine
 from penstock.loadtest.bench_run import FULL, QUICK, Bench, Pace
 
 
@@ -31,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--only", choices=("cpu", "throughput"))
     add("--json", type=Path, metavar="OUT", help="write every sample here too")
     args = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, _leave)  # else the servers would outlive us
+    children.leave_on_sigterm()
     pace = QUICK if args.quick else FULL
     if args.rounds:
         pace = Pace(max(1, args.rounds), pace.seconds, pace.warmup_s)
@@ -52,10 +50,6 @@ def _report(bench: Bench, only: str | None, out: Path | None) -> int:
     for problem in bench.problems:
         print(f"ERROR {problem}")
     return 1 if bench.problems else 0
-
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,10 @@ def measure(bench: Bench) -> tuple[str, list[dict[str, Any]]]:
         with machine.children_on(server_cores):
             yardstick = running.enter_context(children.echo())
             gateway = running.enter_context(children.add_sub_gateway())
-        with machine.children_on(load_cores):
+        with (
+            machine.children_on(load_cores),
+            bench.alone(yardstick.pid, gateway.pid) as verdict,
+        ):
             for round_ in range(bench.pace.rounds):
                 for payload, connections in _cases(payloads):
                     name = f"cpu {round_ + 1}/{bench.pace.rounds} {payload.wire} c={connections}"
@@ -48,7 +51,9 @@ def measure(bench: Bench) -> tuple[str, list[dict[str, Any]]]:
                     )
                     found.setdefault((payload.wire, connections), []).append(pair)
     rows = [_row(wire, connections, pairs) for (wire, connections), pairs in found.items()]
-    return "\n".join([_HEAD, *rows]), [_dump(*case, pairs) for case, pairs in found.items()]
+    return "\n".join([_HEAD, *rows, "", *verdict]), [
+        _dump(*case, pairs) for case, pairs in found.items()
+    ]
 
 
 def _cases(payloads: list[Payload]) -> Iterator[tuple[Payload, int]]:

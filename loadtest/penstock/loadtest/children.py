@@ -7,6 +7,7 @@ owns its process: terminated by its pid on the way out, killed if it does not go
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import IO
 
 from penstock.loadtest.blast_cli import host_port_path
@@ -31,6 +33,15 @@ class Child:
 
     pid: int
     port: int
+
+
+def leave_on_sigterm() -> None:
+    """For commands: unwind when terminated, else the servers started here would outlive us."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, leave)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import dataclasses
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -98,6 +99,7 @@ class _Run:
         self.failures: Counter[str] = Counter()
         self.kinds: dict[str, Counter[str]] = {}
         self.examples: list[str] = []
+        self.seen: set[str] = set()
         self.attacks = self.probes = self.internal = 0
 
     async def go(self) -> Findings:
@@ -158,7 +160,11 @@ class _Run:
         self.kinds.setdefault(bad.kind, Counter())[outcome] += 1
         if reply is not None and reply.status == 500:
             self.internal += 1
-            self.example(f"attack {number} ({bad.kind}): status 500 {reply.body[:200]!r}")
+            text = f"({bad.kind}): status 500 {reply.body[:200]!r}"
+            alike = re.sub("[0-9]+", "#", text)  # one example of each, or one fills the list
+            if alike not in self.seen:
+                self.seen.add(alike)
+                self.example(f"attack {number} {text}")
 
     async def probe(self, when: str) -> None:
         """A valid request on a new connection must be answered right."""
@@ -304,6 +310,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--pid", type=int, default=0, help="the server's, to compare memory and descriptors")
     add("--json", action="store_true")
     args = parser.parse_args(argv)
+    children.leave_on_sigterm()
     with children.at(args.url, args.pid) as (host, port, pid):
         siege = Siege(
             host, port, samples.add_sub(model=args.model), args.count, args.seed,

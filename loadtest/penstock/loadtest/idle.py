@@ -225,6 +225,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.url and not args.pid:
         parser.error("--url needs --pid")
     by_wire = {payload.wire: payload for payload in samples.add_sub(model=args.model)}
+    children.leave_on_sigterm()
     with children.at(args.url, args.pid) as (host, port, pid):
         rest = Rest(
             host, port, by_wire[args.wire], pid, args.idle, args.sample, args.quiet, args.seconds

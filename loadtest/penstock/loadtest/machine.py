@@ -1,6 +1,6 @@
-"""One line that says on what a figure was measured, who runs on which core, and table cells.
+"""On what a figure was measured, how busy that was, who runs on which core, and table cells.
 
-Knows /proc/cpuinfo, versions, CPU affinity and medians. Must not know what was measured.
+Knows /proc, versions, CPU affinity and medians. Must not know what was measured.
 """
 
 from __future__ import annotations
@@ -30,6 +30,14 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
         return "-"
     middle, low, high = statistics.median(values), min(values), max(values)
     return f"{middle:.{digits}f} ({low:.{digits}f}..{high:.{digits}f})"
+
+
+def busy_s() -> float:
+    """Seconds that all cores together worked since the start, and that the host took from them."""
+    user, nice, system, _idle, _iowait, irq, softirq, steal, *_ = (
+        int(word) for word in Path("/proc/stat").read_text().split(maxsplit=11)[1:11]
+    )
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
 def cores_apart() -> tuple[set[int], set[int]]:

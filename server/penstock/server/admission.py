@@ -12,7 +12,6 @@ from collections.abc import Hashable, Sequence
 from penstock.protocol.errors import Code, InferError
 from penstock.protocol.message import Signature, TensorSpec
 
-
 _NOT_YET = frozenset({"classification", "shared_memory_region"})
 
 
@@ -134,10 +133,10 @@ class Admission:
 
     def _rows(self, tensors: Sequence[TensorSpec], order: tuple[int, ...]) -> int:
         rows = tensors[order[0]].shape[0] if order else 1
-        for position in order:
+        for spec, position in zip(self._specs, order, strict=True):
             if tensors[position].shape[0] != rows:
                 raise _invalid(
-                    f"input '{tensors[position].name}' batch size does not match other inputs "
+                    f"input '{spec.name}' batch size does not match other inputs "
                     f"for '{self.model}'"
                 )
         if rows > self.rows_max:
@@ -166,7 +165,7 @@ class Admission:
                     f"'{self.model}'; its outputs are {_names(self.outputs)}"
                 )
             if index in wanted:
-                raise _invalid(f"output '{output.name}' already exists in request")
+                raise _invalid(f"output '{name}' already exists in request")
             wanted.append(index)
         return tuple(wanted)
 

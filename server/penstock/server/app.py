@@ -9,7 +9,7 @@ import contextlib
 import logging
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -51,6 +51,23 @@ class ServeOptions:
     exit_timeout_s: float = 30.0
     """After that: how long requests in progress may take to finish."""
     http: HttpLimits = field(default_factory=HttpLimits)
+
+
+class ListenError(OSError):
+    """An address cannot be had: ``what`` is "http", "metrics" or "uds", ``where`` the address."""
+
+    def __init__(self, what: str, where: str, error: OSError) -> None:
+        super().__init__(error.errno, error.strerror or str(error))
+        self.what = what
+        self.where = where
+
+
+@contextlib.contextmanager
+def _listening(what: str, where: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ListenError(what, where, error) from error
 
 
 def server_version() -> str:
@@ -99,16 +116,20 @@ class App:
 
         Raises:
             LayoutError: a model repository is not one.
-            OSError: a port or socket cannot be had.
+            ListenError: a port or socket cannot be had.
         """
         options = self.options
+        host = options.host
         try:
             if options.metrics_port is not None:
-                self.metrics_port = await self._metrics.listen(options.host, options.metrics_port)
+                with _listening("metrics", f"{host}:{options.metrics_port}"):
+                    self.metrics_port = await self._metrics.listen(host, options.metrics_port)
             if options.http_port is not None:
-                self.http_port = await self._http.listen(options.host, options.http_port)
+                with _listening("http", f"{host}:{options.http_port}"):
+                    self.http_port = await self._http.listen(host, options.http_port)
             if options.uds is not None:
-                await self._http.listen_unix(options.uds, options.uds_mode)
+                with _listening("uds", str(options.uds)):
+                    await self._http.listen_unix(options.uds, options.uds_mode)
             self.gateway.leaving = True
             await self._repository.load_all()
             self.gateway.leaving = False
@@ -116,11 +137,14 @@ class App:
             await self._close_listeners(0)
             raise
 
-    async def stop(self) -> None:
-        """Drains: not ready at once, refuses new work after the delay, answers what it accepted."""
+    async def stop(self, *, at_once: bool = False) -> None:
+        """Drains: not ready at once, refuses new work after the delay, answers what it accepted.
+
+        ``at_once`` leaves out the delay, for a server that never was ready.
+        """
         options = self.options
         self.gateway.leaving = True
-        if options.shutdown_delay_s:
+        if options.shutdown_delay_s and not at_once:
             await asyncio.sleep(options.shutdown_delay_s)
         self.gateway.draining = True
         try:
@@ -136,7 +160,10 @@ class App:
 
 
 async def serve(options: ServeOptions, on_ready: Callable[[App], None]) -> None:
-    """Runs a server until SIGTERM or SIGINT; a second signal ends it at once."""
+    """Runs a server until SIGTERM or SIGINT; a second signal ends it at once.
+
+    What ``on_ready`` raises ends it too, and is raised again once the server is down.
+    """
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
 
@@ -154,14 +181,18 @@ async def serve(options: ServeOptions, on_ready: Callable[[App], None]) -> None:
     await asyncio.wait({starting, interrupted}, return_when=asyncio.FIRST_COMPLETED)
     if starting.done():
         starting.result()
-        on_ready(app)
+        try:
+            on_ready(app)
+        except BaseException:
+            await app.stop(at_once=True)
+            raise
         await interrupted
     else:
         starting.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await starting
     _log.info("shutting down")
-    await app.stop()
+    await app.stop(at_once=starting.cancelled())
 
 
 def run(options: ServeOptions, on_ready: Callable[[App], None]) -> None:

@@ -170,7 +170,12 @@ class BatchQueue:
         # Taken jobs count as dead too: they linger in `order` and in the heap. The sweep costs
         # O(live + dead) after at least `live` removals: constant per removal.
         self._dead += count
-        if self._dead > self._live + _COMPACT_FROM:
+        if not self._live:
+            # Dead jobs keep their arrays alive, and nobody may come to surface them for hours.
+            self._dead = 0
+            self._levels.clear()
+            self._deadlines.clear()
+        elif self._dead > self._live + _COMPACT_FROM:
             self._dead = 0
             for priority in [p for p, level in self._levels.items() if level.head() is None]:
                 del self._levels[priority]

@@ -87,7 +87,7 @@ class Lane:
         self._timer_at = 0
         self._closing = False
         self._idle = asyncio.Event()
-        self._reply_signatures: dict[object, Signature] = {}
+        self._reply_signatures: dict[object, dict[tuple[int, tuple[int, ...]], Signature]] = {}
 
     @property
     def waiting(self) -> int:
@@ -237,7 +237,9 @@ class Lane:
         self._count_batch(run, now)
         outputs = run.outputs
         signature_of = self._signatures_for(run)
-        stats = self.stats
+        alone = len(run.jobs) == 1 or not self._batches
+        latencies: list[int] = []
+        waits: list[int] = []
         row = 0
         for job in run.jobs:
             first, row = row, row + job.rows
@@ -247,23 +249,18 @@ class Lane:
             signature = signature_of.get((job.rows, wanted))
             if signature is None:
                 signature = self._add_signature(signature_of, job, run)
-            if len(run.jobs) == 1 or not self._batches:
+            if alone:
                 arrays = [outputs[i] for i in wanted]
             else:
                 arrays = [outputs[i][first:row] for i in wanted]
-            request = job.request
             job.state = State.DONE
             job.reply = InferReply(
-                signature, arrays, model=self.name, version=self.version, id=request.id
+                signature, arrays, model=self.name, version=self.version, id=job.request.id
             )
-            elapsed = now - job.arrived_ns
-            queued = run.started_ns - job.arrived_ns
-            stats.success_count += 1
-            stats.success_ns += elapsed
-            stats.queue_ns += queued
-            stats.latency.add(elapsed)
-            stats.queue.add(queued)
+            latencies.append(now - job.arrived_ns)
+            waits.append(run.started_ns - job.arrived_ns)
             self._answer(job)
+        self.stats.succeeded(latencies, waits)
 
     def _fail(self, job: Job, error: InferError, reason: FailReason, now: int) -> None:
         if job.state is State.DONE:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from penstock.server.models import ModelTable, ModelVersion
-from penstock.server.stats import S, FailReason, Histogram, LaneStats
+from penstock.server.stats import FailReason, Histogram, LaneStats, S
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 

@@ -30,7 +30,7 @@ class Stacker:
     """Gathers the inputs of a batch into arenas that grow to the largest batch seen.
 
     An arena is kept per input for one row shape at a time; a batch with another row shape replaces
-    it. A single job is passed through without a copy when its arrays are aligned.
+    it. A single job is passed through without a copy when its arrays are aligned and contiguous.
     """
 
     __slots__ = ("_arenas",)
@@ -41,7 +41,9 @@ class Stacker:
     def stack(self, jobs: Sequence[Job], rows: int) -> Sequence[Array]:
         """One array per input, of ``rows`` rows in the order of ``jobs``."""
         if len(jobs) == 1:
-            return [a if a.flags.aligned else a.copy() for a in jobs[0].arrays]
+            return [
+                a if a.flags.aligned and a.flags.c_contiguous else a.copy() for a in jobs[0].arrays
+            ]
         return [
             self._gather(i, [job.arrays[i] for job in jobs], rows)
             for i in range(len(jobs[0].arrays))

@@ -46,6 +46,12 @@ class Histogram:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 
+    def add_all(self, values: Sequence[int]) -> None:
+        bounds, counts = self.bounds, self.counts
+        for value in values:
+            counts[bisect_left(bounds, value)] += 1
+        self.total += sum(values)
+
 
 class BatchStats:
     """Runs of one batch size: how many, and the time spent in each phase."""
@@ -91,3 +97,11 @@ class LaneStats:
         self.latency = Histogram(LATENCY_BOUNDS_NS)
         self.queue = Histogram(LATENCY_BOUNDS_NS)
         self.batch_rows = Histogram(BATCH_BOUNDS_ROWS)
+
+    def succeeded(self, latencies: Sequence[int], waits: Sequence[int]) -> None:
+        """Counts the answered requests of one batch: times from arrival to reply, and to start."""
+        self.success_count += len(latencies)
+        self.success_ns += sum(latencies)
+        self.queue_ns += sum(waits)
+        self.latency.add_all(latencies)
+        self.queue.add_all(waits)

@@ -18,7 +18,8 @@ import flatbuffers
 
 def _load(name: str) -> Any:
     spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
-    assert spec and spec.loader
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -146,10 +147,7 @@ def read_reply(frame: bytes) -> tuple[list[Any], list[tuple[int, bytes]]]:
     reply = fb.InferResponse.GetRootAs(frame)
     return (
         [_read_tensor(reply.OutputTensors(i)) for i in range(reply.OutputTensorsLength())],
-        [
-            (reply.Errors(i).Code(), reply.Errors(i).Message())
-            for i in range(reply.ErrorsLength())
-        ],
+        [(reply.Errors(i).Code(), reply.Errors(i).Message()) for i in range(reply.ErrorsLength())],
     )
 
 

@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import json
 import os
-import signal
+import re
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +34,7 @@ def test_cpu_table_compares_and_wrong_answers_are_told(monkeypatch: pytest.Monke
     run = Bench(SHORT)
     table, samples = bench_cpu.measure(run)
     assert len(run.problems) == 4  # 2 rounds of 2 wires; the echo itself is right
-    assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == ["graphpipe", "v2"]
+    assert [line.split("|")[1].strip() for line in table.splitlines()[2:4]] == ["graphpipe", "v2"]
     assert [len(case["rounds"]) for case in samples] == [2, 2]
     assert samples[0]["rounds"][0]["echo"]["errors"] == 0
 
@@ -45,7 +48,7 @@ def test_wrong_answers_are_the_exit_status(
         return "| table |", {"x": 1}
 
     monkeypatch.setattr(bench_cpu, "measure", measure)
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(children, "leave_on_sigterm", lambda: None)
     out = tmp_path / "out.json"
     assert bench.main(["--only", "cpu", "--rounds", "1", "--json", str(out)]) == 0
     assert json.loads(out.read_text())["cpu"] == {"x": 1}
@@ -77,3 +80,20 @@ def test_children_stay_on_their_cores() -> None:
     with machine.children_on(theirs), children.echo() as server:
         assert os.sched_getaffinity(server.pid) == theirs
     assert os.sched_getaffinity(0) == before
+
+
+def test_other_work_is_told_from_ours() -> None:
+    hog = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        time.sleep(0.2)
+        run = Bench(SHORT)
+        with run.alone() as disturbed:
+            time.sleep(1)
+        with run.alone(hog.pid) as known:
+            time.sleep(1)
+    finally:
+        hog.kill()
+        hog.wait()
+    share = [int(re.findall(r"took (\d+)%", lines[0])[0]) for lines in (disturbed, known)]
+    assert "DISTURBED" in disturbed[1]
+    assert share[1] <= share[0]

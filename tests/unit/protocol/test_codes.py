@@ -14,7 +14,7 @@ ROWS = json.loads((PROTOCOL / "codes.json").read_text())
 def test_published_rows_are_the_codes() -> None:
     for row in ROWS:
         assert row.pop("meaning").endswith(".")
-    assert ROWS == [
+    assert [
         {
             "name": code.name,
             "number": code.number,
@@ -23,7 +23,7 @@ def test_published_rows_are_the_codes() -> None:
             "retryable": code.retryable,
         }
         for code in Code
-    ]
+    ] == ROWS
 
 
 @pytest.mark.parametrize("code", Code)

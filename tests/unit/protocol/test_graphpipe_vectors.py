@@ -143,7 +143,7 @@ def survive(read: Callable[[bytes], Any], frame: bytes) -> str:
 
 @pytest.mark.parametrize("path", VALID + INVALID, ids=name_of)
 def test_every_truncation_is_survived(path: Path) -> None:
-    frame, wanted = load(path)
+    frame, _ = load(path)
     for read in READERS.values():
         for end in range(len(frame)):
             survive(read, frame[:end])

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, Final, TypeVar
 
-from penstock.client.errors import DeadlineExceeded
+from penstock.client.errors import ConnectError, DeadlineExceeded
 from penstock.client.exchange import Call, Exchange
 from penstock.client.result import ModelStatus, Result
 from penstock.client.retry import Retrier
@@ -98,7 +98,9 @@ class Flows:
         """No retries: who asks for health wants to know how it is now."""
         try:
             return bool((yield call))
-        except (DeadlineExceeded, ConnectionError):
+        except (DeadlineExceeded, ConnectError) as error:
+            if error.code is Code.UNAUTHENTICATED:
+                raise  # Somebody is there, but it is not the server.
             return False
 
     def _infer(self, request: InferRequest, deadline: float) -> Flow[InferReply]:

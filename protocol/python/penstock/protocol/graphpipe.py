@@ -36,7 +36,8 @@ from penstock.protocol.graphpipe_metadata import (
     encode_metadata_request,
     metadata_json,
 )
-from penstock.protocol.graphpipe_read import DIRECT, Frame, Parser, RequestParts, StructError
+from penstock.protocol.graphpipe_parse import Parser, RequestParts
+from penstock.protocol.graphpipe_read import DIRECT, Frame, StructError
 from penstock.protocol.graphpipe_signature import (
     Declaration,
     SignatureTable,
@@ -53,6 +54,7 @@ from penstock.protocol.graphpipe_template import (
 from penstock.protocol.graphpipe_write import (
     Buffer,
     ReplyEncoder,
+    RequestEncoder,
     encode_error,
     encode_request,
 )
@@ -67,6 +69,7 @@ __all__ = [
     "MetadataRequest",
     "ReplyEncoder",
     "RequestDecoder",
+    "RequestEncoder",
     "decode_metadata",
     "decode_reply",
     "decode_request",
@@ -138,7 +141,9 @@ class RequestDecoder:
             if config.form is not form:  # another signature, then
                 return self._decode_new(frame)
         ndarray = np.ndarray
-        arrays = [ndarray(shape, dtype, frame, start) for shape, dtype, start in views]
+        arrays: list[Array] = []
+        for shape, dtype, start in views:  # a comprehension costs a call before Python 3.12
+            arrays.append(ndarray(shape, dtype, frame, start))
         return _request(signature, arrays, config)
 
     def _decode_new(self, frame: Frame) -> InferRequest | MetadataRequest:

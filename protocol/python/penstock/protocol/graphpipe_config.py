@@ -86,6 +86,14 @@ def parse_config(raw: bytes, limits: WireLimits) -> Config:
     )
 
 
+_ANNOUNCEMENTS: Final = {
+    (False, False): b"",
+    (True, False): b'{"dtypes":"extended"}',
+    (False, True): b'{"errors":"frame"}',
+    (True, True): b'{"dtypes":"extended","errors":"frame"}',
+}
+
+
 def write_config(
     *,
     form: GraphpipeForm,
@@ -103,6 +111,8 @@ def write_config(
         ValueError, TypeError: something that cannot be said (a reserved key among the parameters,
             a value out of range or of a type that is no ``Parameter``).
     """
+    if not (id or timeout_us or priority or parameters):
+        return _ANNOUNCEMENTS[form.extended, form.error_frames]
     if not 0 <= timeout_us <= TIMEOUT_US_MAX or not 0 <= priority <= PRIORITY_MAX:
         raise ValueError(f"timeout_us {timeout_us} or priority {priority} is out of range")
     said: dict[str, Parameter] = {}

@@ -15,7 +15,8 @@ from penstock.protocol import dtype as dt
 from penstock.protocol.dtype import DType
 from penstock.protocol.errors import ProtocolError
 from penstock.protocol.graphpipe_config import FORMS, write_config
-from penstock.protocol.graphpipe_read import DIRECT, Frame, Parser, StructError
+from penstock.protocol.graphpipe_parse import Parser
+from penstock.protocol.graphpipe_read import DIRECT, Frame, StructError
 from penstock.protocol.graphpipe_signature import dtype_of
 from penstock.protocol.graphpipe_write import HeadWriter, sent_as, write_request
 from penstock.protocol.limits import WireLimits

@@ -18,7 +18,8 @@ from penstock.protocol import dtype as dt
 from penstock.protocol.dtype import AnyDType, DType
 from penstock.protocol.errors import ProtocolError
 from penstock.protocol.graphpipe_config import FORMS, GraphpipeForm
-from penstock.protocol.graphpipe_read import Frame, Tensors
+from penstock.protocol.graphpipe_parse import Tensors
+from penstock.protocol.graphpipe_read import Frame
 from penstock.protocol.limits import WireLimits
 from penstock.protocol.message import Array, OutputRequest, Signature, TensorSpec
 
@@ -73,12 +74,11 @@ class Declaration:
         if tensors.sizes != self.sizes or self.counts:
             self.check(tensors, field)
         ndarray = np.ndarray
-        if not self.counts:
-            return [
-                ndarray(shape, dtype, frame, start)
-                for (shape, dtype), start in zip(self.views, tensors.starts, strict=True)
-            ]
         made: list[Array] = []
+        if not self.counts:
+            for (shape, dtype), start in zip(self.views, tensors.starts, strict=True):
+                made.append(ndarray(shape, dtype, frame, start))
+            return made
         for i, (shape, dtype) in enumerate(self.views):
             if i in self.counts:
                 made.append(np.empty(shape, dtype))

@@ -20,7 +20,8 @@ import struct
 from bisect import bisect_right
 from typing import Final, Generic, TypeVar
 
-from penstock.protocol.graphpipe_read import Frame, Parser, Unpack, primitives
+from penstock.protocol.graphpipe_parse import Parser
+from penstock.protocol.graphpipe_read import Frame, Unpack, primitives
 from penstock.protocol.limits import WireLimits
 
 Value = TypeVar("Value")
@@ -142,9 +143,9 @@ class TemplateTable(Generic[Value]):
         It is at the 2nd, 4th, 8th... miss, so that frames which never repeat cost a vanishing
         share of time, however long they go on.
         """
-        if len(self._misses) >= LENGTHS_MAX and length not in self._misses:
-            self._misses.clear()
         misses = self._misses.get(length, 0) + 1
+        if misses == 1 and len(self._misses) >= LENGTHS_MAX:
+            self._misses.clear()
         self._misses[length] = misses
         return misses > 1 and misses & (misses - 1) == 0
 

@@ -108,15 +108,19 @@ Convert = Callable[[Array], Array]
 
 
 class Plan:
-    """``gaps[i]`` goes before the data of tensor ``order[i]``, which has ``sizes[i]`` bytes.
+    """How to make a frame from arrays: ``steps`` of (gap, array index, bytes, conversion).
 
-    ``gaps[0]`` begins with the head. Without any numeric tensor, ``head`` is the whole frame.
+    The first gap begins with the head; without numeric tensors ``head`` is the whole frame.
+    ``reusable``: other arrays of the same signature may be filled in, and it is worth keeping.
     """
 
-    __slots__ = ("gaps", "head", "steps")
+    __slots__ = ("head", "reusable", "steps")
 
-    def __init__(self, head: HeadWriter, data: list[tuple[int, int, int, Convert | None]]) -> None:
-        """``data``: (tensor index, offset word that leads to its data, bytes, conversion)."""
+    def __init__(
+        self, head: HeadWriter, data: list[tuple[int, int, int, Convert | None]], count: int
+    ) -> None:
+        """``data``: (tensor index, offset word that leads to its data, bytes, conversion);
+        ``count``: of all tensors. Those without data are strings and stand in the head."""
         self.steps: list[tuple[bytes, int, int, Convert | None]] = []
         gaps = []
         length = len(head.buffer)
@@ -129,6 +133,7 @@ class Plan:
             _U32.pack_into(head.buffer, link, start - link)
             length = start + 4 + size
         self.head = bytes(head.buffer)
+        self.reusable = len(data) == count and len(self.head) <= PLAN_BYTES_MAX
         for (index, _, size, convert), gap in zip(data, gaps, strict=True):
             self.steps.append((gap if self.steps else self.head + gap, index, size, convert))
 
@@ -210,21 +215,63 @@ def encode_request(request: InferRequest, *, extended: bool = True) -> list[Buff
         ValueError, TypeError: a parameter that cannot travel, an array that is not what its spec
             declares, a frame of 2 GiB or more.
     """
-    config = write_config(
+    plan, _, _ = _plan_request(request, _config_of(request, extended), extended)
+    return plan.fill(request.arrays)
+
+
+class RequestEncoder:
+    """``encode_request`` with a memory: plans by signature and length of ``config``.
+
+    For clients that send the same signature object again and again. Bounds: ``PLANS_MAX`` plans of
+    at most ``PLAN_BYTES_MAX`` each. Not for use by several threads at once.
+    """
+
+    __slots__ = ("_extended", "_plans")
+
+    def __init__(self, *, extended: bool = True) -> None:
+        self._extended = extended
+        self._plans: dict[tuple[Signature, int], tuple[Plan, int, bytes]] = {}
+
+    def encode(self, request: InferRequest) -> list[Buffer]:
+        """See ``encode_request``."""
+        config = _config_of(request, self._extended)
+        key = (request.signature, len(config))
+        known = self._plans.get(key)
+        if known is None:
+            known = _plan_request(request, config, self._extended)
+            if known[0].reusable:
+                if len(self._plans) >= PLANS_MAX:
+                    self._plans.clear()
+                self._plans[key] = known
+        plan, at, planned = known
+        out = plan.fill(request.arrays)
+        if config != planned:
+            head = bytes(out[0])
+            out[0] = head[:at] + config + head[at + len(config) :]
+        return out
+
+
+def _config_of(request: InferRequest, extended: bool) -> bytes:
+    return write_config(
         form=FORMS[extended, extended],
         id=request.id,
         timeout_us=request.timeout_us,
         priority=request.priority,
         parameters=request.parameters,
     )
+
+
+def _plan_request(request: InferRequest, config: bytes, extended: bool) -> tuple[Plan, int, bytes]:
+    """(plan, where ``config`` stands in it, ``config``)."""
     signature = request.signature
     head, infer = write_request(1, _INFER_REQUEST)
     head.string(config, infer + 4)
+    config_at = len(head.buffer) - 1 - len(config)
     names = [spec.name.encode() for spec in signature.tensors]
     head.strings(names if any(names) else [], infer + 8)
     data = write_tensors(head, infer + 12, signature.tensors, request.arrays, extended)
     head.strings(_output_names(signature.outputs), infer + 16)
-    return Plan(head, data).fill(request.arrays)
+    return Plan(head, data, len(signature.tensors)), config_at, config
 
 
 def _output_names(outputs: Sequence[OutputRequest]) -> list[bytes]:
@@ -264,11 +311,10 @@ class ReplyEncoder:
         response = head.table((6, 8, 4), 0)
         data = write_tensors(head, response + 4, signature.tensors, reply.arrays, extended)
         try:
-            plan = Plan(head, data)
+            plan = Plan(head, data, len(signature.tensors))
         except ValueError as error:
             raise InferError(Code.OUT_OF_RANGE, f"reply is too large: {error}") from None
-        # Strings are in the plan itself, so only plans without any can serve again.
-        if len(data) == len(signature.tensors) and len(plan.head) <= PLAN_BYTES_MAX:
+        if plan.reusable:
             if len(plans) >= PLANS_MAX:
                 plans.clear()
             plans[signature] = plan

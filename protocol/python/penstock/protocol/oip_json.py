@@ -2,8 +2,8 @@
 
 This is the face of the codec. Its parts are ``oip_json_read`` and ``oip_raw`` (requests),
 ``oip_json_write`` (replies, and requests on the client's side), ``oip_json_reply`` (replies on the
-client's side), ``oip_docs`` (metadata) and, below them, ``oip_json_body``, ``oip_json_wire`` and
-``oip_tensor``.
+client's side), ``oip_docs`` (metadata) and, below them, ``oip_json_memo``, ``oip_json_body``,
+``oip_json_wire`` and ``oip_tensor``.
 Knows nothing of HTTP: the caller carries the JSON length to and from its header.
 """
 
@@ -14,7 +14,7 @@ from penstock.protocol.oip_docs import (
 )
 from penstock.protocol.oip_form import ALL_BINARY, ALL_JSON, OipForm
 from penstock.protocol.oip_json_read import RequestDecoder
-from penstock.protocol.oip_json_reply import decode_error, decode_reply
+from penstock.protocol.oip_json_reply import ReplyDecoder, decode_error, decode_reply
 from penstock.protocol.oip_json_write import (
     ReplyEncoder,
     RequestEncoder,
@@ -29,6 +29,7 @@ __all__ = [
     "ALL_JSON",
     "Buffer",
     "OipForm",
+    "ReplyDecoder",
     "ReplyEncoder",
     "RequestDecoder",
     "RequestEncoder",

@@ -62,7 +62,8 @@ def specs_of(
         name = tensor.name
         check_text(name, f"{what} name", limits)
         if name in specs:
-            raise ProtocolError(f"{what} '{name}' already exists in request")
+            message = "request" if what == "input" else "reply"
+            raise ProtocolError(f"{what} '{name}' already exists in {message}")
         dtype = dtype_of(tensor.datatype, name, what)
         count = element_count(tensor.shape, name, limits, what)
         if dtype is dt.BYTES and count > limits.strings_max:

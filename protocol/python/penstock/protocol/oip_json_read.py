@@ -18,21 +18,18 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final
 
 import numpy as np
 
-from penstock.protocol import dtype as dt
 from penstock.protocol.errors import ProtocolError
 from penstock.protocol.limits import DEFAULT, WireLimits
 from penstock.protocol.message import (
     NO_PARAMETERS,
-    Array,
     InferRequest,
     OutputRequest,
     Parameter,
     Signature,
-    TensorSpec,
 )
 from penstock.protocol.oip_form import ALL_BINARY, ALL_JSON, OipForm
 from penstock.protocol.oip_json_body import (
@@ -40,7 +37,12 @@ from penstock.protocol.oip_json_body import (
     json_end,
     refuse_shared_memory,
     specs_of,
-    view_of,
+)
+from penstock.protocol.oip_json_memo import (
+    PLAN_JSON_BYTES_MAX,
+    Plans,
+    arrays_with_strings,
+    keep,
 )
 from penstock.protocol.oip_json_wire import (
     Output,
@@ -53,9 +55,6 @@ from penstock.protocol.oip_json_wire import (
 )
 from penstock.protocol.oip_tensor import Body
 
-PLANS_MAX: Final = 1024
-PLAN_JSON_BYTES_MAX: Final = 8192
-SEEN_MAX: Final = 4096
 ID_BYTES_MAX: Final = 128
 """Longer ids are not cut out of the text."""
 SIGNATURES_MAX: Final = 1024
@@ -64,43 +63,19 @@ SIGNATURE_TEXT_MAX: Final = 4096
 
 _ndarray = np.ndarray
 _ID_KEY: Final = re.compile(rb'"id"[ \t\r\n]*:')
-K = TypeVar("K")
-V = TypeVar("V")
-
-
-class _Plan(NamedTuple):
-    """What one JSON text means, except for the values in the binary part behind it.
-
-    ``views`` are (shape, dtype, offset from the end of the JSON); ``None`` when there are BYTES
-    among the tensors, whose elements must be looked at each time. ``extras`` are id, parameters,
-    timeout and priority, ``None`` if all of them are the default ones.
-    """
-
-    signature: Signature
-    binary_bytes: int
-    views: tuple[tuple[tuple[int, ...], Any, int], ...] | None
-    sizes: tuple[int, ...]
-    extras: tuple[str, Mapping[str, Parameter], int, int] | None
-
-
-def _keep(table: dict[K, V], key: K, value: V, entries_max: int) -> None:
-    """First in, first out: cheap, and what is in use comes back after two more requests."""
-    if len(table) >= entries_max:
-        del table[next(iter(table))]
-    table[key] = value
 
 
 class RequestDecoder:
     """Decodes request bodies; one per server, used from one thread.
 
-    Holds at most ``PLANS_MAX`` plans of at most ``PLAN_JSON_BYTES_MAX`` bytes of JSON each.
+    What it remembers is bounded as ``oip_json_memo`` says, and by ``SIGNATURES_MAX``.
     """
 
     def __init__(self, limits: WireLimits = DEFAULT) -> None:
         self._limits = limits
         self._id_bytes_max = min(ID_BYTES_MAX, limits.name_bytes_max)
-        self._plans: dict[bytes, _Plan] = {}
-        self._seen: set[int] = set()
+        self._plans = Plans()
+        self._find = self._plans.table.get
         self._signatures: dict[object, Signature] = {}
 
     def decode(self, body: Body, json_length: int | None, model: str = "") -> InferRequest:
@@ -117,10 +92,10 @@ class RequestDecoder:
             key = bytes(key)
         length = len(key)
         request_id = ""
-        plan = self._plans.get(key)
+        plan = self._find(key)
         if plan is None:
             key, request_id = _without_id(key, self._id_bytes_max)
-            plan = self._plans.get(key)
+            plan = self._find(key)
             if plan is None:
                 return self._decode_new(body, json_length, model, key)
         signature, binary_bytes, views, sizes, extras = plan
@@ -129,9 +104,9 @@ class RequestDecoder:
         if views is not None:
             arrays = []
             for shape, dtype, offset in views:
-                arrays.append(_ndarray(shape, dtype, body, length + offset))  # noqa: PERF401
+                arrays.append(_ndarray(shape, dtype, body, length + offset))
         else:
-            arrays = _arrays_with_strings(signature.tensors, sizes, body, length)
+            arrays = arrays_with_strings(signature.tensors, sizes, body, length, "input")
         request = InferRequest(signature, arrays)
         if extras is not None:
             request.id, request.parameters, request.timeout_us, request.priority = extras
@@ -158,7 +133,7 @@ class RequestDecoder:
             priority=priority,
         )
         if key is not None and reader.all_binary:
-            self._remember(key, parsed, request, len(body) - end)
+            self._remember(key, parsed, request)
         return request
 
     def _head(
@@ -194,53 +169,23 @@ class RequestDecoder:
             outputs, form = _outputs(wanted, binary_default, self._limits)
             found = Signature(specs, outputs, form=form)
             if _text_size(found) <= SIGNATURE_TEXT_MAX:
-                _keep(self._signatures, key, found, SIGNATURES_MAX)
+                keep(self._signatures, key, found, SIGNATURES_MAX)
         return found
 
-    def _remember(
-        self, key: bytes, parsed: Request[Any], request: InferRequest, binary_bytes: int
-    ) -> None:
-        """Keeps a plan when ``key`` comes for the second time: unique texts must not push out
-        those that are used."""
+    def _remember(self, key: bytes, parsed: Request[Any], request: InferRequest) -> None:
         whole = key[:1] != b'"'
         if not whole and (b"\\" in key or _ID_KEY.search(key)):
             return  # a second id, perhaps, which would override the one that was cut out
-        mark = hash(key)
-        if mark not in self._seen:
-            if len(self._seen) >= SEEN_MAX:
-                self._seen.clear()
-            self._seen.add(mark)
+        if not self._plans.wants(key):
             return
-        tensors = request.signature.tensors
-        sizes = [int((t.parameters or {})["binary_data_size"]) for t in parsed.inputs]
-        views, offset = [], 0
-        for spec, size in zip(tensors, sizes, strict=True):
-            views.append((spec.shape, spec.dtype.numpy, offset))
-            offset += size
         extras = (
             request.id if whole else "",
             request.parameters,
             request.timeout_us,
             request.priority,
         )
-        plan = _Plan(
-            request.signature,
-            binary_bytes,
-            None if any(spec.dtype is dt.BYTES for spec in tensors) else tuple(views),
-            tuple(sizes),
-            extras if any(extras) else None,
-        )
-        _keep(self._plans, key, plan, PLANS_MAX)
-
-
-def _arrays_with_strings(
-    tensors: Sequence[TensorSpec], sizes: Sequence[int], body: Body, offset: int
-) -> list[Array]:
-    arrays = []
-    for spec, size in zip(tensors, sizes, strict=True):
-        arrays.append(view_of(body, spec, offset, size))
-        offset += size
-    return arrays
+        plain = not any(extras)
+        self._plans.add(key, request.signature, parsed.inputs, None if plain else extras)
 
 
 def _without_id(text: bytes, id_bytes_max: int) -> tuple[bytes, str]:

@@ -68,7 +68,8 @@ class Reply(msgspec.Struct, Generic[D], gc=False):
 class Parser(Generic[M]):
     """Parses one kind of message, given as its record with flat and with any data."""
 
-    def __init__(self, flat: Any, loose: Any) -> None:
+    def __init__(self, message: str, flat: Any, loose: Any) -> None:
+        self._message = message
         self._flat = msgspec.json.Decoder(flat)
         self._loose = msgspec.json.Decoder(loose)
         self._loose_type = loose
@@ -95,11 +96,11 @@ class Parser(Generic[M]):
         except RecursionError:
             raise ProtocolError(DEPTH_TEXT.format(limits.json_depth_max)) from None
         except (msgspec.MsgspecError, ValueError) as error:
-            raise _translate(error) from None
+            raise _translate(error, self._message) from None
 
 
-request_parser: Final[Parser[Request[Any]]] = Parser(Request[FlatData], Request[Any])
-reply_parser: Final[Parser[Reply[Any]]] = Parser(Reply[FlatData], Reply[Any])
+request_parser: Final[Parser[Request[Any]]] = Parser("request", Request[FlatData], Request[Any])
+reply_parser: Final[Parser[Reply[Any]]] = Parser("reply", Reply[FlatData], Reply[Any])
 
 
 def _load_python(raw: bytes) -> object:
@@ -110,7 +111,7 @@ def _load_python(raw: bytes) -> object:
     return value
 
 
-def _translate(error: Exception) -> ProtocolError:
+def _translate(error: Exception, kind: str) -> ProtocolError:
     message = str(error)
     if "].shape" in message:
         where = re.search(r"`\$\.(.*)`", message)
@@ -119,7 +120,7 @@ def _translate(error: Exception) -> ProtocolError:
             field=where[1] if where else "",
             code=Code.INTERNAL,
         )
-    return ProtocolError(f"failed to parse the request JSON buffer: {message}")
+    return ProtocolError(f"failed to parse the {kind} JSON buffer: {message}")
 
 
 # --- parameters -----------------------------------------------------------------------------------

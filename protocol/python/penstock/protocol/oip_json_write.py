@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Final, Generic, TypeVar
+from typing import Final
 
 import msgspec
 
@@ -30,10 +30,10 @@ from penstock.protocol.message import (
     TensorSpec,
 )
 from penstock.protocol.oip_form import ALL_JSON, OipForm
+from penstock.protocol.oip_json_memo import keep
 from penstock.protocol.oip_tensor import Buffer, buffer_of, json_values, strings_bytes
 
 LAYOUTS_MAX: Final = 1024
-F = TypeVar("F")
 _encode = msgspec.json.Encoder().encode
 
 
@@ -125,28 +125,12 @@ def _write_pieces(
     return buffers, len(text)
 
 
-class _Layouts(Generic[F]):
-    """Layouts by what they depend on; first in, first out beyond ``LAYOUTS_MAX``.
-
-    Holds the signatures that key it, so that an identity never comes to mean another one.
-    """
-
-    def __init__(self) -> None:
-        self.table: dict[F, _Layout] = {}
-
-    def keep(self, key: F, layout: _Layout) -> _Layout:
-        if len(self.table) >= LAYOUTS_MAX:
-            del self.table[next(iter(self.table))]
-        self.table[key] = layout
-        return layout
-
-
 class ReplyEncoder:
     """Encodes replies; one per server, used from one thread."""
 
     def __init__(self) -> None:
-        self._layouts: _Layouts[tuple[Signature, OipForm, str, str]] = _Layouts()
-        self._find = self._layouts.table.get
+        # Holds the signatures and forms, so that an identity never comes to mean another one.
+        self._layouts: dict[tuple[Signature, OipForm, str, str], _Layout] = {}
 
     def encode(self, reply: InferReply, form: object) -> tuple[list[Buffer], int | None]:
         """The body in pieces, and the length of its JSON if there are binary data behind it.
@@ -159,9 +143,10 @@ class ReplyEncoder:
         """
         wanted = form if isinstance(form, OipForm) else ALL_JSON
         key = (reply.signature, wanted, reply.model, reply.version)
-        layout = self._find(key)
+        layout = self._layouts.get(key)
         if layout is None:
-            layout = self._layouts.keep(key, _reply_layout(*key))
+            layout = _reply_layout(*key)
+            keep(self._layouts, key, layout, LAYOUTS_MAX)
         middle = b'"id":%b,' % _encode(reply.id) if reply.id else b""
         if reply.parameters:
             middle += b'"parameters":%b,' % _parameters_bytes(reply.parameters)
@@ -202,7 +187,7 @@ class RequestEncoder:
     def __init__(self, *, binary: bool = True, binary_outputs: bool = True) -> None:
         self._binary = binary
         self._binary_outputs = binary_outputs
-        self._layouts: _Layouts[Signature] = _Layouts()
+        self._layouts: dict[Signature, _Layout] = {}
 
     def encode(self, request: InferRequest) -> tuple[list[Buffer], int | None]:
         """The body in pieces, and the length of its JSON if there are binary data behind it.
@@ -212,13 +197,15 @@ class RequestEncoder:
                 that are not UTF-8, and is to go as JSON.
         """
         signature = request.signature
-        layout = self._layouts.table.get(signature)
+        layout = self._layouts.get(signature)
         if layout is None:
-            layout = self._layouts.keep(signature, self._layout(signature))
+            layout = self._layout(signature)
+            keep(self._layouts, signature, layout, LAYOUTS_MAX)
         middle = b'"id":%b,' % _encode(request.id) if request.id else b""
-        parameters = self._parameters(request)
-        if parameters:
-            middle += b'"parameters":%b,' % _parameters_bytes(parameters)
+        if request.parameters or request.priority or request.timeout_us:
+            middle += b'"parameters":%b,' % _parameters_bytes(self._parameters(request))
+        elif self._binary_outputs and not signature.outputs:
+            middle += b'"parameters":{"binary_data_output":true},'
         try:
             return _write(layout, request.arrays, middle, "input")
         except InferError as error:  # here it is the caller's own mistake

@@ -6,7 +6,7 @@ import gzip
 import zlib
 
 from penstock.protocol.errors import Code, InferError
-from penstock.server.front.http import Buffer
+from penstock.server.http_seam import Buffer
 
 _LEVEL = 1  # Tensors compress little; anything beyond the fastest level is wasted time.
 

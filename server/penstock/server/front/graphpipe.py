@@ -16,11 +16,18 @@ from penstock.protocol import graphpipe
 from penstock.protocol.errors import Code, InferError, PenstockError
 from penstock.protocol.limits import DEFAULT, WireLimits
 from penstock.protocol.message import ModelMetadata
-from penstock.server.front.http import Buffer, Cancellable, RequestHead, Responder
 from penstock.server.front.routes import Routes
 from penstock.server.gateway import Gateway
+from penstock.server.http_seam import (
+    JSON,
+    OCTETS,
+    TEXT,
+    Buffer,
+    Cancellable,
+    RequestHead,
+    Responder,
+)
 from penstock.server.job import Job
-from penstock.server.transport.status import JSON, OCTETS, TEXT
 
 
 class GraphpipeFront:
@@ -46,7 +53,7 @@ class GraphpipeFront:
         try:
             request = self._decoder.decode(body)
             model, version = head.memo
-            if type(request) is graphpipe.MetadataRequest:
+            if isinstance(request, graphpipe.MetadataRequest):
                 form = request.form
                 metadata = self._metadata(model, version)
                 frame = graphpipe.encode_metadata(metadata, extended=form.extended)

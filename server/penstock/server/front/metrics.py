@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from penstock.server.front.http import Buffer, RequestHead, Responder
 from penstock.server.front.routes import Routes
+from penstock.server.http_seam import Buffer, RequestHead, Responder
 from penstock.server.metrics import CONTENT_TYPE, exposition
 from penstock.server.models import ModelTable
 

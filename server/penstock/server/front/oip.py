@@ -14,11 +14,10 @@ from penstock.protocol.errors import Code, InferError, PenstockError, ProtocolEr
 from penstock.protocol.limits import DEFAULT, WireLimits
 from penstock.protocol.message import InferRequest
 from penstock.server.front.compression import accepted, compress, decompress
-from penstock.server.front.http import Buffer, Cancellable, RequestHead, Responder
 from penstock.server.front.routes import Routes
 from penstock.server.gateway import Gateway
+from penstock.server.http_seam import JSON, OCTETS, Buffer, Cancellable, RequestHead, Responder
 from penstock.server.job import Job
-from penstock.server.transport.status import JSON, OCTETS
 
 _LENGTH: Final = b"Inference-Header-Content-Length: %d\r\n"
 DECOMPRESSED_BYTES_MAX: Final = 64 * 1024**2

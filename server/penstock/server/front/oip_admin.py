@@ -9,14 +9,13 @@ import msgspec
 
 from penstock.protocol import oip_json
 from penstock.protocol.errors import Code, InferError, PenstockError
-from penstock.server.front.http import Buffer, Endpoint, RequestHead, Responder
 from penstock.server.front.oip import refuse
 from penstock.server.front.routes import Routes
 from penstock.server.gateway import Gateway
+from penstock.server.http_seam import JSON, Buffer, Endpoint, RequestHead, Responder
 from penstock.server.model_config import config_json
 from penstock.server.models import Loaded, ModelState, ModelVersion
 from penstock.server.stats import FailReason, LaneStats
-from penstock.server.transport.status import JSON
 
 EXTENSIONS: Final = (
     "binary_tensor_data",

@@ -12,8 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
-from penstock.server.front.http import Endpoint, RequestHead, Responder
-from penstock.server.transport.status import JSON, TEXT
+from penstock.server.http_seam import JSON, TEXT, Endpoint, RequestHead, Responder
 
 Prepare = Callable[[RequestHead, dict[str, str]], Any]
 

@@ -75,7 +75,7 @@ class ChunkedBody:
     def _line(self) -> bytes | None:
         end = self._buffer.find(b"\r\n", 0, _LINE_MAX + 2)
         if end < 0:
-            if len(self._buffer) > _LINE_MAX:
+            if len(self._buffer) > _LINE_MAX + 1:
                 raise BadRequest(400, "a line of the chunked coding is too long")
             return None
         line = bytes(self._buffer[:end])
@@ -87,15 +87,15 @@ class ChunkedBody:
         if match is None:
             raise BadRequest(400, "a chunk size is not a hexadecimal number")
         size = int(match[1], 16)
+        if not size:
+            self._in_trailers = True
+            return
         self._chunks += 1
         if self._chunks > _CHUNKS_MAX:
             raise BadRequest(400, f"more than {_CHUNKS_MAX} chunks")
         if len(self.body) + size > self._bytes_max:
             raise BadRequest(413, f"the body is larger than {self._bytes_max} bytes")
-        if size:
-            self._remaining = size
-        else:
-            self._in_trailers = True
+        self._remaining = size
 
     def _trailer(self, line: bytes) -> None:
         self._trailer_bytes += len(line) + 2

@@ -55,7 +55,8 @@ class _Collector:
         self.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.fields.append((name.lower(), value))
+        # llhttp leaves the white space after a value on it (RFC 9112 §5.1).
+        self.fields.append((name.lower(), value.rstrip(b" \t")))
 
 
 def parse_head(raw: bytes) -> Head:
@@ -75,7 +76,9 @@ def parse_head(raw: bytes) -> Head:
         raise BadRequest(400, f"malformed request: {error}") from error
     head.method = parser.get_method().decode("ascii")
     head.version = parser.get_http_version()
-    if head.version not in ("1.1", "1.0"):
+    # The request line is looked at as well: llhttp takes RTSP/1.0 for a version of HTTP.
+    version = b" HTTP/%b" % head.version.encode("ascii")
+    if head.version not in ("1.1", "1.0") or not raw.partition(b"\r")[0].endswith(version):
         raise BadRequest(505, f"HTTP version {head.version} is not supported")
     if head.method == "CONNECT":
         raise BadRequest(501, "this is not a proxy")
@@ -87,12 +90,14 @@ def parse_head(raw: bytes) -> Head:
     head.query = (url.query or b"") if url else b""
     for name, value in seen.fields:
         known = head.headers.get(name)
+        if known is not None and name == b"host":
+            raise BadRequest(400, "more than one Host header")
         head.headers[name] = value if known is None else known + b", " + value
     if head.version == "1.1" and b"host" not in head.headers:
         raise BadRequest(400, "a HTTP/1.1 request needs a Host header")
-    connection = head.headers.get(b"connection", b"").lower()
-    head.keep_alive = (
-        b"close" not in connection if head.version == "1.1" else (b"keep-alive" in connection)
+    options = head.headers.get(b"connection", b"").lower().replace(b" ", b"").split(b",")
+    head.keep_alive = b"close" not in options and (
+        head.version == "1.1" or b"keep-alive" in options
     )
     head.content_length = _body_length(head)
     expect = head.headers.get(b"expect")

@@ -17,11 +17,11 @@ from typing import Any, Final, cast
 
 import numpy as np
 
-from penstock.server.front.http import Buffer, Cancellable
+from penstock.server.http_seam import TEXT, Buffer, Cancellable
 from penstock.server.transport.chunked import ChunkedBody
 from penstock.server.transport.head import HEAD_BYTES_MAX, Head, parse_head
 from penstock.server.transport.listener import Http1Listener
-from penstock.server.transport.status import TEXT, BadRequest, reason_of
+from penstock.server.transport.status import BadRequest, reason_of
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class Http1Connection(asyncio.BufferedProtocol):
     __slots__ = (
         "_advancing", "_began", "_body", "_carry", "_charged", "_chunked", "_have", "_head",
         "_listener", "_need", "_pending", "_read_paused", "_rx", "_since", "_state", "_transport",
-        "_write_paused",
+        "_unsent", "_write_paused",
     )  # fmt: skip
 
     def __init__(self, listener: Http1Listener) -> None:
@@ -69,6 +69,7 @@ class Http1Connection(asyncio.BufferedProtocol):
         self._advancing = False
         self._read_paused = False
         self._write_paused = False
+        self._unsent = 0
         # Ticks of the listener: when this request (or idleness) began, and the last progress.
         self._began = self._since = listener.tick
 
@@ -150,6 +151,10 @@ class Http1Connection(asyncio.BufferedProtocol):
         raw = data[:end]
         head = self._listener.heads.get(raw)
         if head is None:
+            if raw[0] in b"\r\n":
+                # RFC 9112 §2.2: empty lines before a request are to be ignored.
+                self._carry = data.lstrip(b"\r\n")
+                return True
             head = self._parse(raw)
         self._head = head
         need = head.content_length
@@ -166,10 +171,8 @@ class Http1Connection(asyncio.BufferedProtocol):
         return True
 
     def _check_partial_head(self, data: bytes) -> None:
-        stripped = data.lstrip(b"\r\n") if data[0] in b"\r\n" else data
-        if len(stripped) < len(data):
-            # RFC 9112 §2.2: empty lines before a request are to be ignored.
-            self._carry = stripped
+        if data[0] in b"\r\n":
+            self._carry = data.lstrip(b"\r\n")
             return
         if len(data) > HEAD_BYTES_MAX:
             raise BadRequest(431, f"the head is larger than {HEAD_BYTES_MAX} bytes")
@@ -179,27 +182,23 @@ class Http1Connection(asyncio.BufferedProtocol):
     def _parse(self, raw: bytes) -> Head:
         if len(raw) > HEAD_BYTES_MAX:
             raise BadRequest(431, f"the head is larger than {HEAD_BYTES_MAX} bytes")
-        if raw[0] in b"\r\n":
-            raw = raw.lstrip(b"\r\n")
-            if not raw:
-                raise BadRequest(400, "malformed request: no request line")
         head = parse_head(raw)
+        limit = self._listener.limits.body_bytes_max
+        if head.content_length > limit:
+            raise BadRequest(
+                413,
+                f"the body of {head.content_length} bytes is larger than the limit of {limit}; "
+                "see --http-max-body-bytes",
+            )
         head.endpoint = self._listener.resolve(head)
         self._listener.heads.put(raw, head)
         return head
 
     def _await_body(self, head: Head, first: bytes) -> None:
-        listener = self._listener
-        if head.content_length > listener.limits.body_bytes_max:
-            raise BadRequest(
-                413,
-                f"the body of {head.content_length} bytes is larger than the limit of "
-                f"{listener.limits.body_bytes_max}; see --http-max-body-bytes",
-            )
         if head.expects_continue and not first:
             self._transport.write(_CONTINUE)
         if head.content_length < 0:
-            self._chunked = ChunkedBody(listener.limits.body_bytes_max)
+            self._chunked = ChunkedBody(self._listener.limits.body_bytes_max)
             self._have = 0
             self._state = _CHUNKED
             self._feed_chunked(first)
@@ -220,7 +219,7 @@ class Http1Connection(asyncio.BufferedProtocol):
         except MemoryError:
             raise BadRequest(503, "no memory for the request body") from None
         start = -(raw.ctypes.data + skew) % 64
-        self._body = body = memoryview(raw)[start : start + need]
+        self._body = body = raw.data[start : start + need]
         body[: len(first)] = first
         self._have = len(first)
         self._need = need
@@ -362,19 +361,30 @@ class Http1Connection(asyncio.BufferedProtocol):
     def sweep(self, tick: int) -> None:
         """Ends the connection if it made no progress for too long; called once a second."""
         limits = self._listener.limits
-        silent_s = tick - self._since
         state = self._state
-        if state == _LINGER:
-            if silent_s > limits.linger_s:
-                self._transport.abort()
-        elif self._write_paused:
-            if silent_s > limits.write_timeout_s:
-                self._transport.abort()
-        elif state == _HEAD and not self._carry:
+        if state == _LINGER or self._write_paused:
+            self._sweep_unsent(tick)
+            return
+        silent_s = tick - self._since
+        if state == _HEAD and not self._carry:
             if silent_s > limits.idle_timeout_s:
-                self._transport.close()
+                # A client that leaves the rest of a reply unread would keep a close from ending.
+                if self._transport.is_closing():
+                    self._transport.abort()
+                else:
+                    self._transport.close()
         elif state != _BUSY and (silent_s > limits.read_timeout_s or self._too_slow(tick)):
             self._fatal(408, "the request did not arrive in time")
+
+    def _sweep_unsent(self, tick: int) -> None:
+        # What the client takes of a reply shows only here: there is no callback for it.
+        unsent = self._transport.get_write_buffer_size()
+        if unsent != self._unsent:
+            self._unsent = unsent
+            self._since = tick
+        limits = self._listener.limits
+        if tick - self._since > (limits.write_timeout_s if unsent else limits.linger_s):
+            self._transport.abort()
 
     def _too_slow(self, tick: int) -> bool:
         grace_s = self._listener.limits.read_timeout_s

@@ -10,7 +10,7 @@ from email.utils import formatdate
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from penstock.server.front.http import Endpoint
+from penstock.server.http_seam import Endpoint
 from penstock.server.transport.head import Head, HeadMemo
 from penstock.server.transport.status import reason_of
 
@@ -117,12 +117,11 @@ class Http1Listener:
         """Listens on a unix socket; replaces a stale one, never a file of another kind."""
         loop = asyncio.get_running_loop()
         self._start(loop)
-        if path.is_socket():
-            path.unlink()
+        _remove_stale(path)
         server = await loop.create_unix_server(
             lambda: self._protocol(self), str(path), backlog=1024
         )
-        os.chmod(path, mode)  # noqa: ASYNC240  (a system call on a path just made)
+        os.chmod(path, mode)
         self._servers.append(server)
         self._paths.append(path)
 
@@ -150,7 +149,7 @@ class Http1Listener:
             connection.drain()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
-        while self._connections and loop.time() < deadline:
+        while self._connections and loop.time() < deadline:  # noqa: ASYNC110  (once a life)
             await asyncio.sleep(0.02)
         for connection in tuple(self._connections):
             connection.abort()
@@ -158,3 +157,8 @@ class Http1Listener:
             self._sweeper.cancel()
         for path in self._paths:
             path.unlink(missing_ok=True)
+
+
+def _remove_stale(path: Path) -> None:
+    if path.is_socket():
+        path.unlink()

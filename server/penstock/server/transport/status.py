@@ -7,9 +7,6 @@ from typing import Final
 
 REASONS: Final[dict[int, str]] = {status.value: status.phrase for status in HTTPStatus}
 REASONS[499] = "Client Closed Request"
-TEXT: Final = "text/plain; charset=utf-8"
-JSON: Final = "application/json"
-OCTETS: Final = "application/octet-stream"
 
 
 class BadRequest(Exception):

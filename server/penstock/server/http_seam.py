@@ -1,5 +1,8 @@
 """What HTTP endpoints and the transport say to each other.
 
+Knows the shape of a call and the media types that both sides name. Must not know either side: the
+transport and the front doors both stand on this module and never import each other.
+
 An endpoint is ``endpoint(responder, head, body)``. It answers by one ``responder.reply`` and
 returns what shall be cancelled if the client goes away before that, or None.
 """
@@ -7,9 +10,13 @@ returns what shall be cancelled if the client goes away before that, or None.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 Buffer = bytes | memoryview
+
+TEXT: Final = "text/plain; charset=utf-8"
+JSON: Final = "application/json"
+OCTETS: Final = "application/octet-stream"
 
 
 class RequestHead(Protocol):

@@ -1,0 +1,80 @@
+"""``penstock serve`` once its flags are read: builds the options and runs the server.
+
+Knows ``app``. Must not know sockets or models. Every mistake of an operator ends as a
+``CommandError``; anything else is a fault of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from penstock.server import demo
+from penstock.server.app import App, ListenError, ServeOptions, run
+from penstock.server.commands import logs, process
+from penstock.server.commands.failure import CommandError
+from penstock.server.commands.listening import listen_failure
+from penstock.server.commands.report import report
+from penstock.server.repository_layout import LayoutError
+from penstock.server.transport.listener import HttpLimits
+
+_LAYOUT_HINT = """\
+--model-repository takes a folder laid out as MODEL/1/model.onnx, or a model file;
+to try Penstock without a model of yours: penstock serve --demo"""
+
+
+def serve(arguments: argparse.Namespace) -> int:
+    """Serves until SIGTERM or SIGINT and returns 0.
+
+    Raises:
+        CommandError: the server cannot start; tells what to do.
+    """
+    logs.set_up(arguments.log_level, arguments.log_format)
+    options = options_of(arguments)
+    process.raise_descriptor_limit(options.http.connections_max)
+    ready_file = process.ReadyFile(arguments.ready_file)
+
+    def on_ready(app: App) -> None:
+        report(app, as_log=arguments.log_format == "json")
+        failed = sorted({entry.name for entry in app.models if entry.loaded is None})
+        if failed and arguments.exit_on_error:
+            raise CommandError(
+                f"not every model could be loaded: {', '.join(failed)}",
+                "the reasons are above; without --exit-on-error the other models are served",
+            )
+        ready_file.write(app.http_port, app.metrics_port, options.uds)
+
+    try:
+        with ready_file:
+            run(options, on_ready)
+    except ListenError as error:
+        raise listen_failure(error) from error
+    except LayoutError as error:
+        raise CommandError(str(error), _LAYOUT_HINT) from error
+    return 0
+
+
+def options_of(arguments: argparse.Namespace) -> ServeOptions:
+    """The flags as the server takes them."""
+    roots = tuple(arguments.model_repository)
+    body_bytes_max = arguments.http_max_body_bytes
+    return ServeOptions(
+        model_repository=(*roots, demo.model_repository()) if arguments.demo else roots,
+        host=arguments.host,
+        http_port=arguments.http_port,
+        metrics_port=arguments.metrics_port,
+        uds=arguments.uds,
+        uds_mode=arguments.uds_mode,
+        default_model=arguments.default_model,
+        queue_jobs_max=arguments.queue_max,
+        load_threads=arguments.load_threads,
+        shutdown_delay_s=arguments.shutdown_delay_s,
+        exit_timeout_s=arguments.exit_timeout_s,
+        http=HttpLimits(
+            connections_max=arguments.http_max_connections,
+            body_bytes_max=body_bytes_max,
+            bodies_bytes_max=max(HttpLimits().bodies_bytes_max, body_bytes_max),
+            idle_timeout_s=arguments.http_idle_timeout_s,
+            read_timeout_s=arguments.http_read_timeout_s,
+            write_timeout_s=arguments.http_write_timeout_s,
+        ),
+    )

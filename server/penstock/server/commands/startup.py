@@ -1,0 +1,141 @@
+"""What ``penstock serve`` says once it serves: models, addresses, a line to try, what is wrong.
+
+Pure: values in, lines out. Must not know the running server; ``serving`` describes it in these
+values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import quote
+
+from penstock.protocol.message import TensorSpec
+from penstock.server.commands.curl import curl_line
+from penstock.server.commands.signature import signature_lines
+from penstock.server.commands.terminal import Cell, Terminal, table
+
+MODELS_URLS_MAX: Final = 8
+"""With more models, their URLs are shown as one pattern."""
+_HEADER: Final = ("MODEL", "VERSION", "STATE", "INPUTS {} OUTPUTS", "BATCH", "RUNS ON", "LOADED")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLine:
+    """One version of a model. ``rows_max`` 0 means that it does not batch.
+
+    ``ignored`` are the settings of its config.pbtxt that change nothing, with their reasons.
+    """
+
+    name: str
+    version: str
+    state: str
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+    rows_max: int = 0
+    backend: str = ""
+    mode: str = ""
+    load_s: float = 0.0
+    reason: str = ""
+    ignored: tuple[str, ...] = ()
+
+    @property
+    def ready(self) -> bool:
+        return self.state == "READY"
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Base URLs and the socket's path; empty for what is off."""
+
+    http: str = ""
+    metrics: str = ""
+    socket: str = ""
+
+
+def startup_lines(
+    models: Sequence[ModelLine],
+    addresses: Addresses,
+    terminal: Terminal,
+    *,
+    default_model: str = "",
+    example: Mapping[str, Sequence[float]] | None = None,
+) -> list[str]:
+    """The whole text; ``example`` are values for the inputs of the first ready model."""
+    lines = _models_lines(models, terminal)
+    lines += ["", *_address_lines(models, addresses, default_model)]
+    first = next((model for model in models if model.ready), None)
+    if first is not None:
+        lines += ["", terminal.paint("Try it:", "bold")]
+        base = addresses.http or "http://localhost"
+        socket = "" if addresses.http else addresses.socket
+        lines.append(
+            "  " + curl_line(base, first.name, first.inputs, socket=socket, example=example)
+        )
+    return lines + problem_lines(models, terminal)
+
+
+def problem_lines(models: Sequence[ModelLine], terminal: Terminal) -> list[str]:
+    """What the operator should know of: models that are not served, settings without effect."""
+    lines = []
+    for model in models:
+        if not model.ready:
+            title = f"{model.name} {model.version}".strip()
+            lines += ["", terminal.paint(f"NOT SERVED: {title}", "red")]
+            lines += [f"  {line}" for line in (model.reason or "no reason given").splitlines()]
+            lines.append(f"  What to do: {_advice(model.reason)}")
+    for model in models:
+        for ignored in model.ignored:
+            note = f"note: {model.name}: config.pbtxt: {ignored}"
+            lines += ["", terminal.paint(note, "yellow")]
+    if not models:
+        text = "NO MODELS: the repository is empty"
+        lines += ["", terminal.paint(text, "red")]
+        lines.append("  What to do: put each model at REPOSITORY/MODEL/1/model.onnx and start again")
+    return lines
+
+
+def _advice(reason: str) -> str:
+    if "No module named" in reason or "pip install" in reason or "not installed" in reason:
+        return "install the backend's engine (for ONNX: pip install 'penstock[onnx]'), start again"
+    return "correct it and start again; every other model is served meanwhile"
+
+
+def _models_lines(models: Sequence[ModelLine], terminal: Terminal) -> list[str]:
+    rows = []
+    for model in models:
+        batch = (f"max {model.rows_max}" if model.rows_max else "none") if model.ready else ""
+        engine = f"{model.backend}, {model.mode}" if model.mode else model.backend
+        texts = [
+            (model.name,),
+            (model.version,),
+            (model.state,),
+            signature_lines(model.inputs, model.outputs, terminal.arrow),
+            (batch,),
+            (engine,),
+            (f"{model.load_s:.2f} s" if model.ready else "",),
+        ]
+        styles = ["bold", "", "green" if model.ready else "red", "", "", "", ""]
+        rows.append([Cell(text, style) for text, style in zip(texts, styles, strict=True)])
+    header = [title.format(terminal.arrow) for title in _HEADER]
+    return table(header, rows, terminal) if rows else []
+
+
+def _address_lines(
+    models: Sequence[ModelLine], addresses: Addresses, default_model: str
+) -> list[str]:
+    base = addresses.http or (addresses.socket and "http://localhost")
+    names = list(dict.fromkeys(model.name for model in models if model.ready))
+    paths = [quote(name, safe="") for name in names]
+    if len(names) > MODELS_URLS_MAX:
+        paths = ["MODEL"]
+    lines = [f"GraphPipe  {base}/graphpipe/{path}" for path in paths]
+    if default_model in names or (not default_model and len({m.name for m in models}) == 1):
+        lines += [f"GraphPipe  {base}/  (default model: {default_model or n})" for n in names[:1]]
+    lines += [f"KServe v2  {base}/v2/models/{path}/infer" for path in paths]
+    if addresses.metrics:
+        lines.append(f"Metrics    {addresses.metrics}/metrics")
+    if addresses.socket:
+        lines.append(f"Socket     unix:{addresses.socket}")
+    return lines
