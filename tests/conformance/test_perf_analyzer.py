@@ -16,6 +16,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 
@@ -49,6 +50,7 @@ def analyze(
 
     def run(concurrency: int, *flags: str) -> dict[str, float]:
         program, environment = analyzer
+        failed = failures(demo_server.url)
         out = tmp_path / "report.csv"
         done = subprocess.run(
             [
@@ -61,10 +63,19 @@ def analyze(
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
         assert not re.search("fail|error|warn", done.stdout + done.stderr, re.IGNORECASE)
-        (line,) = csv.DictReader(out.open())
+        assert failures(demo_server.url) == failed
+        (line,) = csv.DictReader(out.read_text().splitlines())
         return {name: float(value) for name, value in line.items() if value}
 
     return run
+
+
+def failures(url: str) -> int:
+    """Requests for digits that the server counts as failed."""
+    with urlopen(f"{url}/v2/models/digits/stats", timeout=10) as reply:
+        (stats,) = json.load(reply)["model_stats"]
+    count: int = stats["inference_stats"]["fail"]["count"]
+    return count
 
 
 @pytest.mark.parametrize("concurrency", [1, 4])

@@ -43,10 +43,12 @@ def test_sync_answers(
     client: Any, batches: Any, check_accuracy: Any, binary: bool, size: int
 ) -> None:
     check_accuracy(
-        np.concatenate([
-            client.infer(**arguments(images, binary)).as_numpy("probabilities")
-            for images in batches(size)
-        ])  # fmt: skip
+        np.concatenate(
+            [
+                client.infer(**arguments(images, binary)).as_numpy("probabilities")
+                for images in batches(size)
+            ]
+        )
     )
 
 
@@ -79,10 +81,12 @@ def test_compression_both_ways(
         "response_compression_algorithm": algorithm,
     }
     check_accuracy(
-        np.concatenate([
-            client.infer(**arguments(images, True), **coded).as_numpy("probabilities")
-            for images in batches(32)
-        ])  # fmt: skip
+        np.concatenate(
+            [
+                client.infer(**arguments(images, True), **coded).as_numpy("probabilities")
+                for images in batches(32)
+            ]
+        )
     )
 
 

@@ -6,7 +6,6 @@ Knows flags, files and JSON. Kept apart so that starting the generator imports n
 from __future__ import annotations
 
 import argparse
-import asyncio
 import dataclasses
 import json
 import subprocess
@@ -17,9 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import uvloop
-
-from penstock.loadtest import blast
+from penstock.loadtest import blast, loops
 from penstock.loadtest.blast import Checks, Plan, Result, Target
 from penstock.loadtest.payload import build_request
 
@@ -100,8 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         plan = _plan(args)
     except (OSError, ValueError) as problem:
         parser.error(str(problem))
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        result = runner.run(blast.run(plan))
+    result = loops.run(blast.run(plan))
     if args.json:
         print(json.dumps(dataclasses.asdict(result)))
     else:

@@ -16,9 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-import uvloop
-
-from penstock.loadtest import blast, children, procstat, samples
+from penstock.loadtest import blast, children, loops, procstat, samples
 from penstock.loadtest.blast import Checks, Plan, Target, raise_fd_limit
 from penstock.loadtest.payload import Payload
 from penstock.loadtest.replies import MalformedReply, Reply, ReplyParser
@@ -230,8 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rest = Rest(
             host, port, by_wire[args.wire], pid, args.idle, args.sample, args.quiet, args.seconds
         )
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            found = runner.run(rest_beside_load(rest))
+        found = loops.run(rest_beside_load(rest))
     print(json.dumps(dataclasses.asdict(found)) if args.json else describe(found))
     return 1 if found.failures else 0
 

@@ -173,8 +173,12 @@ class BatchQueue:
         if not self._live:
             # Dead jobs keep their arrays alive, and nobody may come to surface them for hours.
             self._dead = 0
-            self._levels.clear()
             self._deadlines.clear()
+            if len(self._levels) > 1:
+                self._levels.clear()
+            for level in self._levels.values():
+                level.order.clear()
+                level.by_key.clear()
         elif self._dead > self._live + _COMPACT_FROM:
             self._dead = 0
             for priority in [p for p, level in self._levels.items() if level.head() is None]:

@@ -64,13 +64,7 @@ def _run(session: Session, stacker: Stacker, jobs: Sequence[Job], batches: bool)
         run.input_ns = monotonic_ns() - started_ns
         outputs = session.run(inputs)
         run.infer_ns = monotonic_ns() - started_ns - run.input_ns
-        if batches:
-            for output in outputs:
-                if not output.ndim or len(output) != rows:
-                    raise RunError(
-                        f"the model returned an output of shape {list(output.shape)} for a batch "
-                        f"of {rows} rows"
-                    )
+        _check_outputs(outputs, len(session.outputs), rows if batches else -1)
         run.outputs = outputs
     except RunError as error:
         code = Code.INVALID_ARGUMENT if error.caller_fault else Code.INTERNAL
@@ -79,6 +73,20 @@ def _run(session: Session, stacker: Stacker, jobs: Sequence[Job], batches: bool)
         _log.exception("backend raised outside its contract")
         run.error = InferError(Code.INTERNAL, f"{type(error).__name__}: {error}")
     return run
+
+
+def _check_outputs(outputs: Sequence[Array], count: int, rows: int) -> None:
+    """What the lane relies on: ``count`` arrays, with ``rows`` rows each unless that is -1."""
+    shapes = [output.shape for output in outputs]
+    if len(shapes) != count:
+        raise RunError(f"the model returned {len(shapes)} outputs instead of {count}")
+    if rows >= 0:
+        for shape in shapes:
+            if shape[:1] != (rows,):
+                raise RunError(
+                    f"the model returned an output of shape {list(shape)} for a batch of {rows} "
+                    "rows"
+                )
 
 
 class ThreadWorker:

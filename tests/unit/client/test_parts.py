@@ -16,8 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from penstock.client import AsyncClient, Client, ClientClosed, Code, ConnectError, RetryPolicy
-from penstock.client import endpoint
+from penstock.client import (
+    AsyncClient,
+    Client,
+    ClientClosed,
+    Code,
+    ConnectError,
+    RetryPolicy,
+    endpoint,
+)
 from penstock.client.errors import DeadlineExceeded
 from penstock.client.exchange import retry_after_s
 from penstock.client.frames import FrameEncoder
@@ -270,7 +277,7 @@ def test_tls(
 
 def test_a_certificate_that_nobody_vouches_for(tls_server: Any, connect: Any) -> None:
     client = connect(tls_server.url)
-    with pytest.raises(ConnectError, match="self.signed") as caught:
+    with pytest.raises(ConnectError, match=r"self.signed") as caught:
         client.infer("digits", IMAGE)
     assert caught.value.code is Code.UNAUTHENTICATED
     with pytest.raises(ConnectError):

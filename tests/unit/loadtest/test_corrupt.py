@@ -105,6 +105,19 @@ class _Mistaken(_Careful):
     right = False
 
 
+class _Crashing(_Careful):
+    text = b"oops"
+
+    def reply(self, status: bytes, body: bytes, *, close: bool) -> None:
+        if status.startswith(b"400"):
+            status, body = b"500 Oops", self.text
+        super().reply(status, body, close=close)
+
+
+class _MeaningIt(_Crashing):
+    text = b"Unable to parse 123"
+
+
 class _Twice(_Careful):
     def reply(self, status: bytes, body: bytes, *, close: bool) -> None:
         super().reply(status, body, close=False)
@@ -161,6 +174,7 @@ async def test_a_careful_server_passes() -> None:
         (_Babbling, "malformed"),
         (_Twice, "malformed"),
         (_Mistaken, "wrong"),
+        (_Crashing, "internal"),
     ],
 )
 async def test_a_failing_server_is_found_out(make: type[asyncio.Protocol], kind: str) -> None:
@@ -170,6 +184,13 @@ async def test_a_failing_server_is_found_out(make: type[asyncio.Protocol], kind:
     assert found.failures[kind] >= 1
     assert any(kind in example for example in found.examples)
     assert "FAILED" in describe(found)
+
+
+async def test_a_meant_500_is_told_once_and_no_failure() -> None:
+    found = await _besiege(_MeaningIt)
+    assert found.ok
+    assert found.internal > 100
+    assert len(found.examples) == 1
 
 
 async def test_nobody_there_is_found_out() -> None:

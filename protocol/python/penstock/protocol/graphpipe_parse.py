@@ -99,9 +99,10 @@ class StringPool:
 def _strings_reader(read: Primitives) -> Callable[[Frame, int, StringPool], list[bytes]]:
     u32 = read.u32
 
-    def strings(frame: Frame, start: int, pool: StringPool) -> list[bytes]:
-        """The strings of the vector at ``start``."""
+    def strings(frame: Frame, at: int, pool: StringPool) -> list[bytes]:
+        """The strings of the vector that the offset word at ``at`` leads to."""
         length, made = len(frame), pool.made
+        start = at + u32(frame, at)[0]
         count = u32(frame, start)[0]
         if count > pool.count_left:
             raise Broken(f"{count} more strings, {pool.count_left} left of the limit", start)
@@ -179,10 +180,8 @@ def _tensors_reader(
                 if text_slot or number == STRING_TYPE:
                     part = ".string_val"
                     at = table + text_slot
-                    found: list[bytes] = []
-                    if text_slot:
-                        pool = pool or StringPool(limits.strings_max, length)
-                        found = strings(frame, at + u32(frame, at)[0], pool)
+                    pool = pool or StringPool(limits.strings_max, length)
+                    found = strings(frame, at, pool) if text_slot else []
                     if found and (size or number != STRING_TYPE):
                         raise Broken(f"strings in a tensor with data or of type {number}", at)
                     if number == STRING_TYPE:
@@ -202,19 +201,13 @@ def _tensors_reader(
     return tensors
 
 
-def _infer_reader(
-    read: Primitives,
-    limits: WireLimits,
-    fields: Fields,
-    tensors: Callable[[Frame, int, str], Tensors],
-) -> Callable[[Frame], RequestParts | bytes]:
-    u8, u32, i32 = read.u8, read.u32, read.i32
-    blob = blob_reader(read)
-    names_max, name_max, config_max = (
-        limits.tensors_max, limits.name_bytes_max, limits.config_bytes_max,
-    )  # fmt: skip
+def _names_reader(
+    read: Primitives, limits: WireLimits
+) -> Callable[[Frame, int, str], tuple[bytes, ...]]:
+    u32, names_max, name_max = read.u32, limits.tensors_max, limits.name_bytes_max
 
     def names(frame: Frame, at: int, field: str) -> tuple[bytes, ...]:
+        """The names of the vector that the offset word at ``at`` leads to."""
         found: list[bytes] = []
         started = False
         try:
@@ -239,6 +232,19 @@ def _infer_reader(
         else:
             return tuple(found)
         raise problem.at(f"{field}[{len(found)}]" if started else field)
+
+    return names
+
+
+def _infer_reader(
+    read: Primitives,
+    limits: WireLimits,
+    fields: Fields,
+    tensors: Callable[[Frame, int, str], Tensors],
+) -> Callable[[Frame], RequestParts | bytes]:
+    u8, u32, i32 = read.u8, read.u32, read.i32
+    blob = blob_reader(read)
+    names, config_max = _names_reader(read, limits), limits.config_bytes_max
 
     def infer(frame: Frame) -> RequestParts | bytes:
         """The parts of an InferRequest; for a MetadataRequest its ``config``."""

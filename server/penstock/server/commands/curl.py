@@ -47,7 +47,7 @@ def curl_line(
     counts = [prod(shape) for shape in shapes]
     if sum(counts) <= JSON_ELEMENTS_MAX and not any(spec.dtype in _NO_JSON for spec in inputs):
         for tensor, spec, count in zip(tensors, inputs, counts, strict=True):
-            tensor["data"] = list((example or {}).get(spec.name) or [_zero(spec)] * count)
+            tensor["data"] = list((example or {}).get(spec.name, [])) or [_zero(spec)] * count
         return f"curl -s {target} -d {shlex.quote(_compact({'inputs': tensors}))}"
     total = 0
     for tensor, spec, count in zip(tensors, inputs, counts, strict=True):

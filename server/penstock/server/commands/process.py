@@ -95,6 +95,4 @@ class ReadyFile:
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
-            raise CommandError(
-                f"cannot replace --ready-file {path}: {error.strerror}"
-            ) from error
+            raise CommandError(f"cannot replace --ready-file {path}: {error.strerror}") from error

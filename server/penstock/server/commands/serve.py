@@ -27,7 +27,7 @@ do too. A model that cannot be loaded is reported with its reason and stops no o
 EPILOG: Final = """\
 examples:
   penstock serve --demo
-      the handwritten digits that come with Penstock; then, in another terminal: penstock infer digits
+      handwritten digits, which come with Penstock; in another terminal: penstock infer digits
   penstock serve -m ./models -m ./extra/resnet50.onnx --host 0.0.0.0
       a repository and a single model, open to the network
   penstock serve -m /models --http-port off --uds /run/penstock.sock --uds-mode 666

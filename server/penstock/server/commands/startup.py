@@ -92,7 +92,9 @@ def problem_lines(models: Sequence[ModelLine], terminal: Terminal) -> list[str]:
     if not models:
         text = "NO MODELS: the repository is empty"
         lines += ["", terminal.paint(text, "red")]
-        lines.append("  What to do: put each model at REPOSITORY/MODEL/1/model.onnx and start again")
+        lines.append(
+            "  What to do: put each model at REPOSITORY/MODEL/1/model.onnx and start again"
+        )
     return lines
 
 

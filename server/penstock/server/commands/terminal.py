@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final, TextIO
 
 _STYLES: Final = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33"}
-_BEYOND_ASCII: Final = "→✓✗▕▏█░▒▓─│┌┐└┘≤"
+_BEYOND_ASCII: Final = "→✓✗█▉▊▋▌▍▎▏░▒▓─│┌┐└┘"
 _GAP: Final = "  "
 
 

@@ -24,7 +24,7 @@ _TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 
 
 def size(text: str) -> int:
-    """Bytes: ``1048576``, ``64MiB``, ``1.5G`` (K, M, G, T are powers of 1024; KB, MB... of 1000)."""
+    """Bytes: ``1048576``, ``64MiB``, ``1.5G`` (KiB is K, 1024 bytes; KB is 1000; M, G, T alike)."""
     match = _SIZE.fullmatch(text.strip())
     unit = UNITS.get(match[2].upper()) if match else None
     if match is None or unit is None:

@@ -55,7 +55,9 @@ def lines(found: dict[str, str | None]) -> list[str]:
     """One aligned line each, with what to do about the missing ones."""
     extras = {name: extra for name, _, extra in _PACKAGES}
     width = max(map(len, found))
-    return [f"{name:<{width}}  {number or _missing(extras[name])}" for name, number in found.items()]
+    return [
+        f"{name:<{width}}  {number or _missing(extras[name])}" for name, number in found.items()
+    ]
 
 
 def _missing(extra: str) -> str:

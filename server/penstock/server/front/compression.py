@@ -36,6 +36,8 @@ def decompress(body: Buffer, coding: bytes, bytes_max: int) -> bytes:
         )
     if not decoder.eof:
         raise InferError(Code.INVALID_ARGUMENT, f"the {coding.decode()} body is truncated")
+    if decoder.unused_data:
+        raise InferError(Code.INVALID_ARGUMENT, f"bytes follow the {coding.decode()} data")
     return plain
 
 

@@ -16,6 +16,7 @@ from penstock.protocol import graphpipe
 from penstock.protocol.errors import Code, InferError, PenstockError
 from penstock.protocol.limits import DEFAULT, WireLimits
 from penstock.protocol.message import ModelMetadata
+from penstock.server.front.failure import failure
 from penstock.server.front.routes import Routes
 from penstock.server.gateway import Gateway
 from penstock.server.http_seam import (
@@ -63,8 +64,8 @@ class GraphpipeFront:
             request.model = model
             request.version = version
             return self._gateway.infer(request, self._done, responder)
-        except PenstockError as error:
-            _refuse(responder, error, form)
+        except Exception as error:
+            _refuse(responder, failure(error), form)
             return None
 
     def _done(self, job: Job) -> None:
@@ -75,8 +76,8 @@ class GraphpipeFront:
             return
         try:
             frame = self._encoder.encode(reply, form)
-        except PenstockError as error:
-            _refuse(job.context, error, form)
+        except Exception as error:
+            _refuse(job.context, failure(error), form)
             return
         job.context.reply(200, OCTETS, frame)
 

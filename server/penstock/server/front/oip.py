@@ -14,6 +14,7 @@ from penstock.protocol.errors import Code, InferError, PenstockError, ProtocolEr
 from penstock.protocol.limits import DEFAULT, WireLimits
 from penstock.protocol.message import InferRequest
 from penstock.server.front.compression import accepted, compress, decompress
+from penstock.server.front.failure import failure
 from penstock.server.front.routes import Routes
 from penstock.server.gateway import Gateway
 from penstock.server.http_seam import JSON, OCTETS, Buffer, Cancellable, RequestHead, Responder
@@ -75,8 +76,8 @@ class OipFront:
             done = self._done_compressed if target.accepts else self._done
             context = (responder, target.accepts) if target.accepts else responder
             return self._gateway.infer(request, done, context)
-        except PenstockError as error:
-            refuse(responder, error)
+        except Exception as error:
+            refuse(responder, failure(error))
             return None
 
     def _raw(self, target: Target, body: Buffer) -> InferRequest:
@@ -93,8 +94,8 @@ class OipFront:
             return
         try:
             buffers, length = self._encoder.encode(reply, job.request.signature.form)
-        except PenstockError as error:
-            refuse(job.context, error)
+        except Exception as error:
+            refuse(job.context, failure(error))
             return
         if length is None:
             job.context.reply(200, JSON, buffers)
@@ -109,13 +110,13 @@ class OipFront:
             return
         try:
             buffers, length = self._encoder.encode(reply, job.request.signature.form)
-        except PenstockError as error:
-            refuse(responder, error)
+            body = compress(buffers, coding)
+        except Exception as error:
+            refuse(responder, failure(error))
             return
         fields = b"Content-Encoding: %b\r\n" % coding
         if length is not None:
             fields += _LENGTH % length
-        body = compress(buffers, coding)
         responder.reply(200, JSON if length is None else OCTETS, (body,), fields)
 
 

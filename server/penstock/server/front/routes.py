@@ -42,19 +42,22 @@ class Routes:
     def resolve(self, head: Any) -> Endpoint:
         """The endpoint for ``head``; the one for "not found" or "wrong method" if there is none."""
         method = "GET" if head.method == "HEAD" else head.method
-        known_path = False
+        allowed: list[str] = []
         for route in self._routes:
             match = route.pattern.fullmatch(head.path)
             if match is None:
                 continue
             if route.method != method:
-                known_path = True
+                allowed.append(route.method)
                 continue
             if route.prepare is not None:
                 captured = {k: unquote(v) for k, v in match.groupdict().items()}
                 head.memo = route.prepare(head, captured)
             return route.endpoint
-        return _wrong_method if known_path else _not_found
+        if not allowed:
+            return _not_found
+        head.memo = ", ".join([*allowed, "HEAD"] if "GET" in allowed else allowed)
+        return _wrong_method
 
 
 def _not_found(responder: Responder, head: RequestHead, body: object) -> None:
@@ -62,11 +65,13 @@ def _not_found(responder: Responder, head: RequestHead, body: object) -> None:
 
 
 def _wrong_method(responder: Responder, head: RequestHead, body: object) -> None:
-    _refuse(responder, head, 405, "Method Not Allowed")
+    _refuse(responder, head, 405, "Method Not Allowed", b"Allow: %b\r\n" % head.memo.encode())
 
 
-def _refuse(responder: Responder, head: RequestHead, status: int, text: str) -> None:
+def _refuse(
+    responder: Responder, head: RequestHead, status: int, text: str, fields: bytes = b""
+) -> None:
     if head.path.startswith("/v2"):
-        responder.reply(status, JSON, (b'{"error":"%b"}' % text.encode(),))
+        responder.reply(status, JSON, (b'{"error":"%b"}' % text.encode(),), fields)
     else:
-        responder.reply(status, TEXT, (text.encode() + b"\n",))
+        responder.reply(status, TEXT, (text.encode() + b"\n",), fields)

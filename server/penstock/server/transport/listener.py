@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import formatdate
@@ -114,7 +116,11 @@ class Http1Listener:
         return int(server.sockets[0].getsockname()[1])
 
     async def listen_unix(self, path: Path, mode: int = 0o660) -> None:
-        """Listens on a unix socket; replaces a stale one, never a file of another kind."""
+        """Listens on a unix socket; replaces a stale one, never a file of another kind.
+
+        Raises:
+            OSError: also when another server listens there.
+        """
         loop = asyncio.get_running_loop()
         self._start(loop)
         _remove_stale(path)
@@ -131,11 +137,11 @@ class Http1Listener:
             self._sweeper = loop.call_later(1.0, self._sweep, loop)
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._sweeper = loop.call_later(1.0, self._sweep, loop)
         self.tick += 1
         self._set_date()
         for connection in tuple(self._connections):
             connection.sweep(self.tick)
-        self._sweeper = loop.call_later(1.0, self._sweep, loop)
 
     def _set_date(self) -> None:
         self.date = f"Date: {formatdate(usegmt=True)}\r\n".encode("ascii")
@@ -145,12 +151,12 @@ class Http1Listener:
         self.draining = True
         for server in self._servers:
             server.close()
-        for connection in tuple(self._connections):
-            connection.drain()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
-        while self._connections and loop.time() < deadline:  # noqa: ASYNC110  (once a life)
+        self._drain()
+        while self._connections and loop.time() < deadline:
             await asyncio.sleep(0.02)
+            self._drain()  # Some were accepted before, and are announced only now.
         for connection in tuple(self._connections):
             connection.abort()
         if self._sweeper is not None:
@@ -158,7 +164,21 @@ class Http1Listener:
         for path in self._paths:
             path.unlink(missing_ok=True)
 
+    def _drain(self) -> None:
+        for connection in tuple(self._connections):
+            connection.drain()
+
 
 def _remove_stale(path: Path) -> None:
-    if path.is_socket():
-        path.unlink()
+    if not path.is_socket():
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            path.unlink(missing_ok=True)
+            return
+        except BlockingIOError:
+            pass  # Its backlog is full: there is somebody.
+    raise OSError(errno.EADDRINUSE, "another server listens on this socket", str(path))
