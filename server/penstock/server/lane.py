@@ -38,6 +38,8 @@ INLINE_BELOW_NS = 100_000
 THREADS_ABOVE_NS = 250_000
 """Longer runs leave it. The gap keeps a model near the border from flapping."""
 _SIGNATURES_MAX = 4096
+_TIMER_S_MAX = 3600.0
+"""A timer that fires early finds nothing expired and is set again."""
 
 STOPPING = "Server is stopping, scheduler for model has stopped accepting new inference requests"
 
@@ -343,7 +345,7 @@ class Lane:
     def _set_timer(self, at_ns: int) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        delay_s = max(at_ns - monotonic_ns(), 0) / 1e9
+        delay_s = min(max(at_ns - monotonic_ns(), 0) / 1e9, _TIMER_S_MAX)
         self._timer_at = at_ns
         self._timer = self._loop.call_later(delay_s, self._on_timer)
 

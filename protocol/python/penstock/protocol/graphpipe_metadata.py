@@ -30,7 +30,7 @@ _IO: Final = (12, 17, 4, 8, 12, 16)
 def encode_metadata_request(*, extended: bool = True) -> bytes:
     """The frame that asks for metadata. ``extended`` announces that we know BOOL and BF16."""
     config = write_config(
-        form=FORMS[extended, extended], id="", timeout_us=0, priority=0, parameters=NO_PARAMETERS
+        form=FORMS[extended, False], id="", timeout_us=0, priority=0, parameters=NO_PARAMETERS
     )
     head, table = write_request(2, _METADATA_REQUEST if config else (4, 4))
     if config:

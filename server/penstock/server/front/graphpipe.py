@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -21,7 +21,6 @@ from penstock.server.front.routes import Routes
 from penstock.server.gateway import Gateway
 from penstock.server.http_seam import (
     JSON,
-    OCTETS,
     TEXT,
     Buffer,
     Cancellable,
@@ -29,6 +28,8 @@ from penstock.server.http_seam import (
     Responder,
 )
 from penstock.server.job import Job
+
+GRAPHPIPE: Final = "application/x-graphpipe"
 
 
 class GraphpipeFront:
@@ -41,7 +42,7 @@ class GraphpipeFront:
         self._encoder = graphpipe.ReplyEncoder()
 
     def add_to(self, routes: Routes) -> None:
-        for path in ("/", "/graphpipe/{model}", "/graphpipe/{model}/{version}"):
+        for path in ("/", "/graphpipe", "/graphpipe/{model}", "/graphpipe/{model}/{version}"):
             # Legacy clients POST; the reference server takes any method but GET.
             routes.add("POST", path, self.infer, _target)
             routes.add("PUT", path, self.infer, _target)
@@ -58,7 +59,7 @@ class GraphpipeFront:
                 form = request.form
                 metadata = self._metadata(model, version)
                 frame = graphpipe.encode_metadata(metadata, extended=form.extended)
-                responder.reply(200, OCTETS, (frame,))
+                responder.reply(200, GRAPHPIPE, (frame,))
                 return None
             form = request.signature.form
             request.model = model
@@ -79,7 +80,7 @@ class GraphpipeFront:
         except Exception as error:
             _refuse(job.context, failure(error), form)
             return
-        job.context.reply(200, OCTETS, frame)
+        job.context.reply(200, GRAPHPIPE, frame)
 
     def describe(self, responder: Responder, head: RequestHead, body: Buffer) -> None:
         try:
@@ -114,7 +115,7 @@ def _say(responder: Responder, good: bool, otherwise: str) -> None:
 def _refuse(responder: Responder, error: PenstockError, form: Any) -> None:
     field = b"Penstock-Code: %b\r\n" % error.code.name.encode()
     if form.error_frames:
-        responder.reply(200, OCTETS, (graphpipe.encode_error(error),), field)
+        responder.reply(200, GRAPHPIPE, (graphpipe.encode_error(error),), field)
         return
     if error.code.retryable:
         field += b"Retry-After: 1\r\n"

@@ -11,6 +11,8 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
+from penstock.server.http_seam import TEXT, Buffer, Responder
+from penstock.server.transport.head import Head
 from penstock.server.transport.http1 import Http1Connection
 from penstock.server.transport.listener import Http1Listener
 
@@ -190,3 +192,31 @@ def parse_replies(data: bytes, methods: Sequence[str] = ()) -> tuple[list[Reply]
         found.append(Reply(int(status), reason, headers, data[end + 4 : stop]))
         data = data[stop:]
     return found, data
+
+
+class Echo:
+    """An endpoint that answers ``METHOD path body``, at once or, if ``later``, by ``answer``.
+
+    ``calls`` are the heads and bodies that it got, ``cancelled`` counts the requests given up.
+    """
+
+    def __init__(self, later: bool = False) -> None:
+        self.later = later
+        self.calls: list[tuple[Head, Buffer]] = []
+        self.waiting: list[tuple[Responder, Head, Buffer]] = []
+        self.cancelled = 0
+
+    def __call__(self, responder: Responder, head: Head, body: Buffer) -> Echo | None:
+        self.calls.append((head, body))
+        self.waiting.append((responder, head, body))
+        if not self.later:
+            self.answer()
+        return self
+
+    def answer(self) -> None:
+        """Answers the oldest request that waits."""
+        responder, head, body = self.waiting.pop(0)
+        responder.reply(200, TEXT, (f"{head.method} {head.path} ".encode(), body))
+
+    def cancel(self) -> None:
+        self.cancelled += 1
