@@ -48,7 +48,7 @@ class Served:
 
 
 @pytest.fixture(scope="session")
-def demo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def digits_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """``digits`` on free ports, shared by all tests; it must end in order."""
     folder = tmp_path_factory.mktemp("demo-server")
     ready, log = folder / "ready.json", folder / "log"

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 @pytest.fixture(scope="module")
 def report(
-    demo_server: Any, make_venv: Any, heldout: Any, tmp_path_factory: pytest.TempPathFactory
+    digits_server: Any, make_venv: Any, heldout: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
     venv = make_venv(
         "graphpipe",
@@ -30,7 +30,7 @@ def report(
     np.save(images, heldout[0])
     script = Path(__file__).with_name("legacy_client.py")
     done = subprocess.run(
-        [venv / "bin" / "python", script, demo_server.url, images],
+        [venv / "bin" / "python", script, digits_server.url, images],
         capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

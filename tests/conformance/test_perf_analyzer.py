@@ -40,7 +40,7 @@ def analyzer(make_venv: Any, cannot_have: Any) -> tuple[Path, dict[str, str]]:
 
 @pytest.fixture
 def analyze(
-    analyzer: tuple[Path, dict[str, str]], demo_server: Any, heldout: Any, tmp_path: Path
+    analyzer: tuple[Path, dict[str, str]], digits_server: Any, heldout: Any, tmp_path: Path
 ) -> Analyze:
     """Runs it on ``digits`` with held-out images; gives its report's only line."""
     images = heldout[0][:16]
@@ -50,11 +50,11 @@ def analyze(
 
     def run(concurrency: int, *flags: str) -> dict[str, float]:
         program, environment = analyzer
-        failed = failures(demo_server.url)
+        failed = failures(digits_server.url)
         out = tmp_path / "report.csv"
         done = subprocess.run(
             [
-                program, "-m", "digits", "-u", demo_server.authority, "-i", "http",
+                program, "-m", "digits", "-u", digits_server.authority, "-i", "http",
                 "--input-data", data, "--concurrency-range", str(concurrency),
                 "--measurement-mode", "count_windows", "--measurement-request-count", "200",
                 "--stability-percentage", "50", "--max-trials", "5", "-f", out, *flags,
@@ -63,7 +63,7 @@ def analyze(
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
         assert not re.search("fail|error|warn", done.stdout + done.stderr, re.IGNORECASE)
-        assert failures(demo_server.url) == failed
+        assert failures(digits_server.url) == failed
         (line,) = csv.DictReader(out.read_text().splitlines())
         return {name: float(value) for name, value in line.items() if value}
 

@@ -19,14 +19,14 @@ AT_ONCE = 16
 
 
 @pytest.fixture
-def client(demo_server: Any) -> Iterator[Any]:
-    with triton.InferenceServerClient(demo_server.authority) as client:
+def client(digits_server: Any) -> Iterator[Any]:
+    with triton.InferenceServerClient(digits_server.authority) as client:
         yield client
 
 
 @pytest.fixture
-async def aio_client(demo_server: Any) -> AsyncIterator[Any]:
-    async with triton_aio.InferenceServerClient(demo_server.authority) as client:
+async def aio_client(digits_server: Any) -> AsyncIterator[Any]:
+    async with triton_aio.InferenceServerClient(digits_server.authority) as client:
         yield client
 
 

@@ -98,14 +98,14 @@ def files_of(root: Path) -> set[str]:
 
 
 def test_the_client_needs_no_extras(
-    wheel: Path, demo_server: Any, install: Any, tmp_path: Path
+    wheel: Path, digits_server: Any, install: Any, tmp_path: Path
 ) -> None:
     venv = new_venv(tmp_path / "venv")
     install(venv, str(wheel))
     images, labels = demo.heldout()
     np.save(tmp_path / "images.npy", images)
     python = venv / "bin" / "python"
-    answers = json.loads(run(python, "-c", CLIENT, demo_server.url, tmp_path / "images.npy"))
+    answers = json.loads(run(python, "-c", CLIENT, digits_server.url, tmp_path / "images.npy"))
     for way, digits in answers.items():
         assert (np.array(digits) == labels).mean() >= 0.97, way
     assert run(venv / "bin" / "penstock", "version").strip()

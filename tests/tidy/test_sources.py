@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 FILE_LINES_MAX = 400
-TEST_FILE_LINES_MAX = 800  # tables of cases belong together
+TEST_FILE_LINES_MAX = 1000  # tables of cases belong together
 FUNCTION_LINES_MAX = 60
 COLUMNS_MAX = 100
 
@@ -21,6 +21,7 @@ LONG_FUNCTIONS = {
     "less per field is a tenth of a decode",
     "protocol/vectors/invalid_vectors.py": "one table of cases",
     "protocol/vectors/valid_vectors.py": "one table of cases",
+    "tests/unit/server/test_lane.py": "a scripted day is one story",
 }
 NO_NAMES = {"common", "helper", "helpers", "manager", "misc", "util", "utils"}
 NO_DOCSTRING_NEEDED = "tests/"  # a test module's name says which module it tests

@@ -99,13 +99,14 @@ class BatchQueue:
             heappush(self._deadlines, (job.deadline_ns, self._seq, job))
         return True
 
-    def take(self) -> list[Job]:
+    def take(self, rows: int = 0) -> list[Job]:
         """Removes and returns the next batch, oldest job of the highest priority first.
 
         Empty when nothing waits. Jobs of lower priority with the same key fill what room is left.
+        ``rows`` > 0 makes the batch smaller than ``rows_max``.
         """
         batch: list[Job] = []
-        room = self.rows_max
+        room = min(rows, self.rows_max) if rows else self.rows_max
         key: Hashable = None
         for level in self._levels.values():
             if not batch:

@@ -1,49 +1,83 @@
-"""temporary"""
+"""The ``penstock`` program: reads the command line and hands over to a command.
 
-import argparse, json, logging
-from pathlib import Path
-from penstock.server.app import ServeOptions, run
+Knows the commands' names only; each imports what it needs when it runs, so that everything but
+``serve`` works with the base installation. ``main`` returns the exit status: 0 done, 1 failed,
+2 wrong usage, 130 interrupted. Operators' mistakes end with a text, our own with a traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Final, NoReturn
+
+from penstock.server.commands import infer, models, serve, version
+from penstock.server.commands.failure import FAILED, USAGE, CommandError
+from penstock.server.commands.terminal import forgive
+
+_INTERRUPTED: Final = 130
+
+EPILOG: Final = """\
+start here, in two terminals:
+  penstock serve --demo      a server with a model that reads handwritten digits
+  penstock infer digits      pictures for it, with its answers
+
+penstock COMMAND --help tells all about a command."""
 
 
-def main() -> None:
-    p = argparse.ArgumentParser()
-    s = p.add_subparsers(dest="cmd")
-    q = s.add_parser("serve")
-    q.add_argument("--model-repository", action="append", type=Path)
-    q.add_argument("--host", default="127.0.0.1")
-    q.add_argument("--http-port", type=int, default=8000)
-    q.add_argument("--metrics-port", type=int, default=8002)
-    q.add_argument("--ready-file", type=Path)
-    q.add_argument("--uds", type=Path)
-    a = p.parse_args()
-    logging.basicConfig(level=logging.INFO)
-    import os
+class Parser(argparse.ArgumentParser):
+    """Tells a mistake in two lines; argparse would bury it under a list of all flags."""
 
-    def ready(app):
-        print(
-            "ready",
-            app.http_port,
-            app.metrics_port,
-            [
-                (
-                    e.name,
-                    e.version,
-                    e.state.value,
-                    e.reason,
-                    e.loaded and e.loaded.lane.mode,
-                    e.loaded and e.loaded.lane._run_ns,
-                )
-                for e in app.models
-            ],
-            flush=True,
-        )
-        if a.ready_file:
-            a.ready_file.write_text(
-                json.dumps({"http": app.http_port, "metrics": app.metrics_port, "pid": os.getpid()})
-            )
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE, f"{self.prog}: error: {message}\n  see: {self.prog} --help\n")
 
-    run(ServeOptions(tuple(a.model_repository), a.host, a.http_port, a.metrics_port, a.uds), ready)
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; ``argv`` is without the program's name."""
+    parser = build_parser()
+    try:
+        arguments = parser.parse_args(argv)
+    except SystemExit as end:  # --help, --version, or a mistake that argparse has told already
+        return end.code if isinstance(end.code, int) else USAGE
+    if arguments.command is None:
+        parser.print_help(sys.stderr)
+        return USAGE
+    return _run(arguments.run, arguments)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = Parser(
+        prog="penstock",
+        description="A model-serving gateway: GraphPipe and KServe v2 over HTTP.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"penstock {version.own_version()}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    for command in (serve, infer, models, version):
+        command.add(commands)
+    return parser
+
+
+def _run(run: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
+    try:
+        status = run(arguments)
+        sys.stdout.flush()
+    except CommandError as error:
+        forgive(sys.stderr)
+        print(error.text(arguments.command), file=sys.stderr)
+        return error.status
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except BrokenPipeError:  # The reader of our output has gone, as `| head` does.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    return status
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -26,6 +26,7 @@ from penstock.protocol.errors import Code, InferError
 from penstock.protocol.message import InferReply, Signature, TensorSpec
 from penstock.server.admission import Admission
 from penstock.server.batching import BatchQueue
+from penstock.server.curve import BatchCurve
 from penstock.server.job import Job, State
 from penstock.server.stacking import Stacker
 from penstock.server.stats import BatchStats, FailReason, LaneStats
@@ -78,6 +79,7 @@ class Lane:
         self._lock = threading.Lock()
         self._inline = False
         self._run_ns = THREADS_ABOVE_NS
+        self._curve = BatchCurve(self._queue.rows_max)
         self._stacker = Stacker(len(self._sessions[0].inputs))
         self._threads: list[ThreadWorker] = []
         self._parked: list[ThreadWorker] = []
@@ -90,6 +92,8 @@ class Lane:
         self._closing = False
         self._idle = asyncio.Event()
         self._reply_signatures: dict[object, dict[tuple[int, tuple[int, ...]], Signature]] = {}
+        self._signatures = 0
+        """How many of them there are."""
 
     @property
     def waiting(self) -> int:
@@ -114,7 +118,6 @@ class Lane:
         Raises:
             InferError: RESOURCE_EXHAUSTED when the queue is full, UNAVAILABLE when closing.
         """
-        job.lane = self
         job.arrived_ns = now = monotonic_ns()
         timeout_us = job.request.timeout_us or self._timeout_us
         if timeout_us:
@@ -123,6 +126,7 @@ class Lane:
             accepted = self._queue.offer(job)
         if not accepted:
             raise self._rejected()
+        job.lane = self
         self.in_flight += 1
         if not self._scheduled:
             self._scheduled = True
@@ -181,7 +185,7 @@ class Lane:
         """The next batch; called under the lock, on the loop or on a worker thread."""
         if self._timer_at:
             self._expired.extend(self._queue.expire(monotonic_ns()))
-        return self._queue.take()
+        return self._queue.take(0 if self._inline else self._curve.limit())
 
     # ------------------------------------------------------------------ worker threads
 
@@ -198,19 +202,27 @@ class Lane:
             self._threads.append(worker)
 
     def _pull(self, worker: ThreadWorker) -> list[Job] | None:
+        helper = None
         with self._lock:
-            if not self._inline:
-                jobs = self._take()
-                if jobs:
-                    return jobs
-            if self._closing and not self._queue:
+            jobs = [] if self._inline else self._take()
+            if jobs:
+                # This worker is busy now: what it left is for one that sleeps.
+                if self._parked and self._queue:
+                    helper = self._parked.pop()
+            elif self._closing and not self._queue:
                 return None
-            self._parked.append(worker)
-        if self._expired:
+            else:
+                self._parked.append(worker)
+        if helper is not None:
+            helper.unpark()
+        if self._expired and not jobs:
             self._notify()
-        return []
+        return jobs
 
     def _deliver(self, runs: list[BatchRun]) -> None:
+        awake = max(len(self._threads) - len(self._parked), 1)
+        for run in runs:
+            run.workers = awake
         self._finished.extend(runs)
         self._notify()
 
@@ -237,6 +249,8 @@ class Lane:
                 self._fail(job, run.error, FailReason.BACKEND, now)
             return
         self._count_batch(run, now)
+        if not self._inline:
+            self._curve.observe(run.rows, run.infer_ns // run.workers)
         outputs = run.outputs
         signature_of = self._signatures_for(run)
         alone = len(run.jobs) == 1 or not self._batches
@@ -307,8 +321,10 @@ class Lane:
             declared, shape = self.admission.outputs[i], run.outputs[i].shape
             full = (job.rows, *shape[1:]) if self._batches else shape
             specs.append(TensorSpec(declared.name, declared.dtype, full))
-        if len(known) >= _SIGNATURES_MAX:
-            known.clear()
+        if self._signatures >= _SIGNATURES_MAX:
+            self._signatures = 0
+            self._reply_signatures.clear()
+        self._signatures += 1
         signature = known[(job.rows, job.wanted)] = Signature(specs)
         return signature
 
@@ -355,9 +371,9 @@ class Lane:
         with self._lock:
             self._expired.extend(self._queue.expire(monotonic_ns()))
             next_at = self._queue.wake_at()
-        self._finish_expired()
         if next_at:
             self._set_timer(next_at)
+        self._finish_expired()  # Last: its callbacks may submit, and set the timer themselves.
 
     def _finish_expired(self) -> None:
         now = monotonic_ns()

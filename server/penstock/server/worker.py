@@ -23,10 +23,11 @@ _log = logging.getLogger(__name__)
 class BatchRun:
     """What became of one batch. ``error`` is set, or ``outputs`` hold ``rows`` rows each.
 
-    The times are monotonic nanoseconds: taken, inputs ready, outputs there.
+    The times are monotonic nanoseconds: taken, inputs ready, outputs there. ``workers`` is how many
+    of the lane's workers were awake when it ended, this one included.
     """
 
-    __slots__ = ("error", "infer_ns", "input_ns", "jobs", "outputs", "rows", "started_ns")
+    __slots__ = ("error", "infer_ns", "input_ns", "jobs", "outputs", "rows", "started_ns", "workers")
 
     def __init__(self, jobs: Sequence[Job], rows: int, started_ns: int) -> None:
         self.jobs = jobs
@@ -36,6 +37,7 @@ class BatchRun:
         self.infer_ns = 0
         self.outputs: Sequence[Array] = ()
         self.error: InferError | None = None
+        self.workers = 1
 
 
 def execute(

@@ -128,7 +128,7 @@ def test_a_body_until_close() -> None:
 @pytest.mark.parametrize(
     "head",
     [
-        b"HTTP/1.1 200 OK\nContent-Length: 0\n",
+        b"HTTP/1.1 200 OK\nContent-Length: 0\r\n",
         b"HTTP/2 200 OK\r\n",
         b"HTTP/1.1 20 OK\r\n",
         b"HTTP/1.1 2000 OK\r\n",

@@ -1,11 +1,19 @@
 """protocol/codes.json, SPEC.md and errors.Code are one table."""
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
 
-from penstock.protocol.errors import BY_NUMBER, Code, InferError, ProtocolError, code_of_number
+from penstock.protocol.errors import (
+    BY_NUMBER,
+    Code,
+    InferError,
+    PenstockError,
+    ProtocolError,
+    code_of_number,
+)
 
 PROTOCOL = Path(__file__).parents[3] / "protocol"
 ROWS = json.loads((PROTOCOL / "codes.json").read_text())
@@ -49,3 +57,16 @@ def test_protocol_error_says_where() -> None:
     assert error.code is Code.INVALID_ARGUMENT
     assert str(ProtocolError("bad")) == "bad"
     assert InferError(Code.INTERNAL, "x").message == "x"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        InferError(Code.NOT_FOUND, "no such model"),
+        ProtocolError("too short", field="a.b", offset=7, code=Code.OUT_OF_RANGE),
+    ],
+)
+def test_errors_survive_pickling(error: PenstockError) -> None:
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error)
+    assert (again.args, vars(again)) == (error.args, vars(error))

@@ -67,7 +67,7 @@ def test_metadata_request(extended: bool) -> None:
     frame = encode_metadata_request(extended=extended)
     for asked in (decode_request(frame), RequestDecoder().decode(frame)):
         assert isinstance(asked, MetadataRequest)
-        assert asked.form == GraphpipeForm(extended, extended)
+        assert asked.form == GraphpipeForm(extended, error_frames=False)
 
 
 def test_texts_shared_many_times_do_not_multiply_work() -> None:

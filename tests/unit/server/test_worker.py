@@ -58,9 +58,7 @@ def test_only_the_culprit_fails(rig, jobs, size):
         batch = jobs(*[-1 if i == culprit else i for i in range(size)], rows=2)
         runs = run(session, batch)
         assert [job for one in runs for job in one.jobs] == batch
-        assert codes(runs) == [
-            Code.INVALID_ARGUMENT if i == culprit else None for i in range(size)
-        ]
+        assert codes(runs) == [Code.INVALID_ARGUMENT if i == culprit else None for i in range(size)]
         for one in runs:
             if one.error is None:
                 expected = [job.arrays[0] for job in one.jobs]
@@ -83,9 +81,7 @@ def test_a_passing_failure_hurts_nobody(rig, jobs):
     assert codes(run(session, jobs(1, 2, 3))) == [None, None, None]
 
 
-@pytest.mark.parametrize(
-    ("fault", "code"), [("1", Code.INVALID_ARGUMENT), ("0", Code.INTERNAL)]
-)
+@pytest.mark.parametrize(("fault", "code"), [("1", Code.INVALID_ARGUMENT), ("0", Code.INTERNAL)])
 def test_whose_fault_it_is(rig, jobs, fault, code):
     session = rig.session(poison="-1", poison_is_caller_fault=fault)
     assert codes(run(session, jobs(-1))) == [code]

@@ -18,7 +18,6 @@ import msgspec
 
 from penstock.client.endpoint import Endpoint
 from penstock.client.errors import BadReply, error_of
-from penstock.client.frames import FrameEncoder
 from penstock.client.result import ModelStatus
 from penstock.protocol import graphpipe, oip_json
 from penstock.protocol.errors import Code, InferError, ProtocolError
@@ -219,7 +218,7 @@ class GraphPipe(_Common):
 
     def __init__(self, endpoint: Endpoint, headers: Mapping[str, str], limits: WireLimits) -> None:
         super().__init__(endpoint, headers, limits)
-        self._frames = FrameEncoder()
+        self._frames = graphpipe.RequestEncoder()
 
     def infer(self, request: InferRequest) -> Call[InferReply]:
         route = self._kept(_graphpipe_path, (request.model, request.version, _BINARY))

@@ -62,6 +62,10 @@ class PenstockError(Exception):
         self.code = code
         self.message = message
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exceptions are pickled as type(*args) by default, which these signatures refuse.
+        return _rebuild, (type(self), self.args, self.__dict__)
+
 
 class InferError(PenstockError):
     """A request that was understood cannot be answered with a result."""
@@ -87,3 +91,12 @@ class ProtocolError(PenstockError):
         super().__init__(code, f"{message} ({', '.join(where)})" if where else message)
         self.field = field
         self.offset = offset
+
+
+def _rebuild(
+    kind: type[PenstockError], args: tuple[object, ...], state: dict[str, object]
+) -> PenstockError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error

@@ -28,7 +28,11 @@ _IO: Final = (12, 17, 4, 8, 12, 16)
 
 
 def encode_metadata_request(*, extended: bool = True) -> bytes:
-    """The frame that asks for metadata. ``extended`` announces that we know BOOL and BF16."""
+    """The frame that asks for metadata. ``extended`` announces that we know BOOL and BF16.
+
+    It never announces error frames: a ``MetadataResponse`` cannot be told from an error frame, so
+    that errors must come by their HTTP status.
+    """
     config = write_config(
         form=FORMS[extended, False], id="", timeout_us=0, priority=0, parameters=NO_PARAMETERS
     )

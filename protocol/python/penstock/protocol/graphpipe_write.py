@@ -223,7 +223,7 @@ class RequestEncoder:
     """``encode_request`` with a memory: plans by signature and length of ``config``.
 
     For clients that send the same signature object again and again. Bounds: ``PLANS_MAX`` plans of
-    at most ``PLAN_BYTES_MAX`` each. Not for use by several threads at once.
+    at most ``PLAN_BYTES_MAX`` each. Threads may share it: at worst one of them plans anew.
     """
 
     __slots__ = ("_extended", "_plans")

@@ -27,6 +27,7 @@ __all__ = ["Client", "ModelMetadata", "ModelStatus", "PenstockError", "Result", 
 
 _REFUSALS: Final = {
     Code.INVALID_ARGUMENT: "penstock models --url {url} shows what each model takes",
+    Code.UNAVAILABLE: "penstock models --url {url} shows the state of each model",
     Code.RESOURCE_EXHAUSTED: "the server has too much to do; try again, or see --queue-max",
     Code.OUT_OF_RANGE: "the server's limit is --http-max-body-bytes of penstock serve",
 }

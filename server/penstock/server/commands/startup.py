@@ -70,9 +70,10 @@ def startup_lines(
         lines += ["", terminal.paint("Try it:", "bold")]
         base = addresses.http or "http://localhost"
         socket = "" if addresses.http else addresses.socket
-        lines.append(
-            "  " + curl_line(base, first.name, first.inputs, socket=socket, example=example)
+        line = curl_line(
+            base, first.name, first.inputs, first.outputs, socket=socket, example=example
         )
+        lines.append(f"  {line}")
     return lines + problem_lines(models, terminal)
 
 
@@ -85,10 +86,9 @@ def problem_lines(models: Sequence[ModelLine], terminal: Terminal) -> list[str]:
             lines += ["", terminal.paint(f"NOT SERVED: {title}", "red")]
             lines += [f"  {line}" for line in (model.reason or "no reason given").splitlines()]
             lines.append(f"  What to do: {_advice(model.reason)}")
-    for model in models:
-        for ignored in model.ignored:
-            note = f"note: {model.name}: config.pbtxt: {ignored}"
-            lines += ["", terminal.paint(note, "yellow")]
+    notes = [f"note: {m.name}: config.pbtxt: {ignored}" for m in models for ignored in m.ignored]
+    if notes:
+        lines += ["", *(terminal.paint(note, "yellow") for note in dict.fromkeys(notes))]
     if not models:
         text = "NO MODELS: the repository is empty"
         lines += ["", terminal.paint(text, "red")]

@@ -55,7 +55,7 @@ class Http1Connection(asyncio.BufferedProtocol):
 
     def __init__(self, listener: Http1Listener) -> None:
         self._listener = listener
-        self._rx: memoryview = listener.scratch
+        self._rx: memoryview = listener.head_scratch
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
         self._state = _HEAD
         self._carry = b""
@@ -200,6 +200,7 @@ class Http1Connection(asyncio.BufferedProtocol):
         if head.content_length < 0:
             self._chunked = ChunkedBody(self._listener.limits.body_bytes_max)
             self._have = 0
+            self._rx = self._listener.scratch
             self._state = _CHUNKED
             self._feed_chunked(first)
             return
@@ -237,7 +238,7 @@ class Http1Connection(asyncio.BufferedProtocol):
         if self._have < self._need:
             self._rx = self._rx[nbytes:]
             return
-        self._rx = self._listener.scratch
+        self._rx = self._listener.head_scratch
         self._dispatch(cast(memoryview, self._body))
         self._advance()
 
@@ -259,6 +260,7 @@ class Http1Connection(asyncio.BufferedProtocol):
         if rest is not None:
             self._carry = rest
             self._chunked = None
+            self._rx = self._listener.head_scratch
             self._dispatch(memoryview(chunked.body))
 
     def _dispatch(self, body: Buffer) -> None:

@@ -17,6 +17,7 @@ from penstock.server.transport.head import Head, HeadMemo
 from penstock.server.transport.status import reason_of
 
 _SCRATCH_BYTES: Final = 256 * 1024
+_HEAD_SCRATCH_BYTES: Final = 16 * 1024
 _REPLY_HEADS_MAX: Final = 256
 
 
@@ -59,6 +60,8 @@ class Http1Listener:
         self.heads = HeadMemo()
         # One buffer for all: a connection copies what it reads before another one reads.
         self.scratch = memoryview(bytearray(_SCRATCH_BYTES))
+        self.head_scratch = self.scratch[:_HEAD_SCRATCH_BYTES]
+        """For the start of a request: the rest of a large body then goes where it stays."""
         self.tick = 0
         """Seconds since the start, counted by the sweep."""
         self.date = b""

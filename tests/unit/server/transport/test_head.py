@@ -168,7 +168,7 @@ REFUSED: dict[str, tuple[int, bytes]] = {
     "no name": (400, get(b": a\r\n")),
     "no colon": (400, get(b"abc\r\n")),
     "name with space": (400, get(b"a b: c\r\n")),
-    "name with slash at the end of all": (400, get(b"(a): c\r\n")),
+    "name in parentheses": (400, get(b"(a): c\r\n")),
     # The request line.
     "no such method": (400, get(line=b"BREW / HTTP/1.1")),
     "bad method": (400, get(line=b"G@T / HTTP/1.1")),
