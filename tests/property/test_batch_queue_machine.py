@@ -56,7 +56,6 @@ class BatchQueueMachine(RuleBasedStateMachine):
         self.model = Model(rows_max, jobs_max)
         self.now = 1
         self.buffers: weakref.WeakSet[Buffer] = weakref.WeakSet()
-        self.live_max = 0
 
     def new_job(self, rows: int, key: object, priority: int, later: int) -> Job:
         request = InferRequest(Signature(()), ())
@@ -112,6 +111,15 @@ class BatchQueueMachine(RuleBasedStateMachine):
         gone = waiting[cut:] if first else waiting[:cut]
         self.model.waiting = waiting[:cut] if first else waiting[cut:]
         for job in gone:
+            assert self.queue.cancel(job)
+
+    @rule(count=st.integers(1, 400), key=KEYS, priority=PRIORITIES)
+    def come_and_go(self, count: int, key: object, priority: int) -> None:
+        """A storm that nobody takes part of, perhaps behind a job that stays."""
+        for _ in range(count):
+            job = self.new_job(1, key, priority, 1000)
+            if not self.queue.offer(job):
+                return  # full or closed
             assert self.queue.cancel(job)
 
     @rule(passed=st.sampled_from([0, 1, 4, 500]))

@@ -182,6 +182,9 @@ async def serve(options: ServeOptions, on_ready: Callable[[App], None]) -> None:
     await asyncio.wait({starting, interrupted}, return_when=asyncio.FIRST_COMPLETED)
     if starting.done():
         starting.result()
+        # What is loaded by now stays: the collector need not walk it again and again.
+        gc.collect()
+        gc.freeze()
         try:
             on_ready(app)
         except BaseException:

@@ -84,5 +84,7 @@ class Gateway:
 
 
 def _settle(job: Job) -> None:
-    if not job.context.done():
-        job.context.set_result(job)
+    # Apart again, or the cycle would keep the arrays until the next garbage collection.
+    done, job.context = job.context, None
+    if not done.done():
+        done.set_result(job)

@@ -7,6 +7,7 @@ Contract: the message is taken over (its ``name`` is filled in) and belongs to t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NoReturn
 
@@ -45,6 +46,10 @@ _DTYPES: Final[dict[int, DType]] = {
 }
 DATA_TYPE_NUMBERS: Final[dict[str, int]] = {dtype.name: n for n, dtype in _DTYPES.items()}
 """By the dtype's v2 name: the schema's number."""
+
+_LABEL_NAME: Final = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*", re.ASCII)
+_OWN_LABELS: Final = ("model", "version", "reason", "le")
+"""Labels that the metrics have already; a bad name would make the whole page unreadable."""
 
 _KINDS: Final[tuple[DeviceKind, ...]] = ("AUTO", "GPU", "CPU", "MODEL")
 
@@ -101,7 +106,7 @@ class _Reader:
             default_model_filename=self._filename(
                 "default_model_filename", m.default_model_filename
             ),
-            metric_tags=dict(sorted(m.metric_tags.items())),
+            metric_tags=self._metric_tags(),
             ignored=tuple(ignored),
         )
 
@@ -127,6 +132,16 @@ class _Reader:
         if complaint:
             self._fail(f"{path}: {complaint}")
         return filename
+
+    def _metric_tags(self) -> dict[str, str]:
+        tags = dict(sorted(self._message.metric_tags.items()))
+        for key in tags:
+            if key in _OWN_LABELS or not _LABEL_NAME.fullmatch(key):
+                self._fail(
+                    f"metric_tags: {key!r} cannot be the name of a label; it needs letters, digits "
+                    f"and _ and must not be one of {', '.join(_OWN_LABELS)}"
+                )
+        return tags
 
     # -- tensors
 

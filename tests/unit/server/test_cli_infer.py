@@ -183,7 +183,7 @@ def test_outputs_into_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
-    with pytest.raises(CommandError, match="cannot write .*: No such file"):
+    with pytest.raises(CommandError, match=r"cannot write .*: No such file"):
         infer_outputs.write_result(result(), str(tmp_path / "none" / "out.npz"))
 
 

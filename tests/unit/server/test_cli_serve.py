@@ -89,11 +89,16 @@ def test_exit_on_error_as_in_triton(argv: list[str], value: bool) -> None:
 def test_the_text_of_the_demonstration() -> None:
     lines = startup_lines([DIGITS], ADDRESSES, Terminal(), example={"image": [0, 0.5] * 32})
     data = ",".join(["0", "0.5"] * 32)
+    head = f"MODEL   VERSION  STATE  INPUTS → OUTPUTS{' ' * 34}BATCH  RUNS ON              LOADED"
+    row = (
+        "digits  1        READY  image FP32[-1,1,8,8] → probabilities FP32[-1,10]  "
+        "1024   onnxruntime, inline  0.08 s"
+    )
     assert (
         "\n".join(lines)
         == f"""\
-MODEL   VERSION  STATE  INPUTS → OUTPUTS                                  BATCH     RUNS ON              LOADED
-digits  1        READY  image FP32[-1,1,8,8] → probabilities FP32[-1,10]  max 1024  onnxruntime, inline  0.08 s
+{head}
+{row}
 
 GraphPipe  http://127.0.0.1:8000/graphpipe/digits
 GraphPipe  http://127.0.0.1:8000/  (default model: digits)
@@ -103,7 +108,7 @@ Metrics    http://127.0.0.1:8002/metrics
 Try it:
   curl -s http://127.0.0.1:8000/v2/models/digits/infer -d '{{"inputs":[{{"name":"image",\
 "shape":[1,1,8,8],"datatype":"FP32","data":[{data}]}}]}}'"""
-    )  # noqa: E501
+    )
 
 
 def test_several_models_and_what_is_wrong_with_them() -> None:
@@ -186,8 +191,18 @@ def test_colours() -> None:
 
 
 def test_signatures_without_tensors() -> None:
-    assert signature_lines((), (), "→") == ("",)
-    assert signature_lines((), (PROBABILITIES,), "→") == ("nothing → probabilities FP32[-1,10]",)
+    assert signature_lines((), (), "→", 99) == ("",)
+    only_out = ("nothing → probabilities FP32[-1,10]",)
+    assert signature_lines((), (PROBABILITIES,), "→", 99) == only_out
+
+
+def test_a_narrow_screen_gets_a_line_for_each_tensor() -> None:
+    lines = startup_lines([DIGITS], ADDRESSES, Terminal(columns=80))
+    assert lines[:3] == [
+        "MODEL   VERSION  STATE  INPUTS → OUTPUTS             BATCH  RUNS ON              LOADED",
+        "digits  1        READY  image FP32[-1,1,8,8]         1024   onnxruntime, inline  0.08 s",
+        "                        → probabilities FP32[-1,10]",
+    ]
 
 
 # --- curl

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from penstock.server.commands.remote import Client, ModelStatus
     from penstock.server.commands.terminal import Terminal
 
+_OTHER_COLUMNS: Final = 40
 _HEADER: Final = ("MODEL", "VERSION", "STATE", "PLATFORM", "INPUTS {} OUTPUTS")
 
 EPILOG: Final = """\
@@ -106,9 +107,12 @@ def lines(entries: Sequence[Entry], terminal: Terminal) -> list[str]:
     if not entries:
         return ["The server has no models."]
     rows, reasons = [], []
+    columns_max = terminal.columns - _OTHER_COLUMNS
     for entry in entries:
         status, metadata = entry.status, entry.metadata
-        shown = metadata and signature_lines(metadata.inputs, metadata.outputs, terminal.arrow)
+        shown = metadata and signature_lines(
+            metadata.inputs, metadata.outputs, terminal.arrow, columns_max
+        )
         good = status.state == "READY"
         rows.append(
             [

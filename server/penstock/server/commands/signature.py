@@ -6,12 +6,10 @@ Pure; knows specs and nothing of where they come from.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from penstock.protocol.message import TensorSpec
-
-_ONE_LINE_MAX: Final = 64
 
 
 def spec_text(spec: TensorSpec) -> str:
@@ -20,14 +18,14 @@ def spec_text(spec: TensorSpec) -> str:
 
 
 def signature_lines(
-    inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], arrow: str
+    inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], arrow: str, columns_max: int
 ) -> tuple[str, ...]:
-    """Inputs and outputs on one line if they fit, else a line for each tensor."""
+    """Inputs and outputs on one line if that fits, else a line for each tensor."""
     ins, outs = [spec_text(s) for s in inputs], [spec_text(s) for s in outputs]
     if not ins and not outs:
         return ("",)
     line = f"{', '.join(ins) or 'nothing'} {arrow} {', '.join(outs) or 'nothing'}"
-    if len(line) <= _ONE_LINE_MAX:
+    if len(line) <= columns_max:
         return (line,)
     blank = " " * len(arrow)
     heads = [arrow, *(blank for _ in outs[1:])]

@@ -18,6 +18,8 @@ from penstock.server.commands.terminal import Cell, Terminal, table
 
 MODELS_URLS_MAX: Final = 8
 """With more models, their URLs are shown as one pattern."""
+_OTHER_COLUMNS: Final = 60
+"""What the table needs for everything but inputs and outputs, as a rule."""
 _HEADER: Final = ("MODEL", "VERSION", "STATE", "INPUTS {} OUTPUTS", "BATCH", "RUNS ON", "LOADED")
 
 
@@ -106,14 +108,15 @@ def _advice(reason: str) -> str:
 
 def _models_lines(models: Sequence[ModelLine], terminal: Terminal) -> list[str]:
     rows = []
+    columns_max = terminal.columns - _OTHER_COLUMNS
     for model in models:
-        batch = (f"max {model.rows_max}" if model.rows_max else "none") if model.ready else ""
+        batch = (str(model.rows_max) if model.rows_max else "none") if model.ready else ""
         engine = f"{model.backend}, {model.mode}" if model.mode else model.backend
         texts = [
             (model.name,),
             (model.version,),
             (model.state,),
-            signature_lines(model.inputs, model.outputs, terminal.arrow),
+            signature_lines(model.inputs, model.outputs, terminal.arrow, columns_max),
             (batch,),
             (engine,),
             (f"{model.load_s:.2f} s" if model.ready else "",),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TextIO
@@ -16,6 +17,8 @@ from typing import Final, TextIO
 _STYLES: Final = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33"}
 _BEYOND_ASCII: Final = "→✓✗█▉▊▋▌▍▎▏░▒▓─│┌┐└┘"
 _GAP: Final = "  "
+_COLUMNS: Final = 120
+"""Where nobody says how wide the screen is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,7 @@ class Terminal:
 
     color: bool = False
     unicode: bool = True
+    columns: int = _COLUMNS
 
     @property
     def arrow(self) -> str:
@@ -47,12 +51,14 @@ class Cell:
 def terminal_for(stream: TextIO, environment: Mapping[str, str] | None = None) -> Terminal:
     """What ``stream`` can show. Colours only on a terminal, and never where NO_COLOR is set."""
     env = os.environ if environment is None else environment
-    color = stream.isatty() and not env.get("NO_COLOR") and env.get("TERM") != "dumb"
+    screen = stream.isatty()
+    color = screen and not env.get("NO_COLOR") and env.get("TERM") != "dumb"
+    columns = shutil.get_terminal_size((_COLUMNS, 24)).columns if screen else _COLUMNS
     try:
         _BEYOND_ASCII.encode(stream.encoding or "ascii")
     except (UnicodeEncodeError, LookupError):
-        return Terminal(color, unicode=False)
-    return Terminal(color)
+        return Terminal(color, False, columns)
+    return Terminal(color, True, columns)
 
 
 def forgive(stream: TextIO) -> None:

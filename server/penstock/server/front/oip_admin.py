@@ -8,7 +8,8 @@ from typing import Any, Final
 import msgspec
 
 from penstock.protocol import oip_json
-from penstock.protocol.errors import Code, InferError, PenstockError
+from penstock.protocol.errors import Code, InferError
+from penstock.server.front.failure import failure
 from penstock.server.front.oip import refuse
 from penstock.server.front.routes import Routes
 from penstock.server.gateway import Gateway
@@ -92,7 +93,7 @@ class OipAdminFront:
             try:
                 asked = msgspec.json.decode(body)
                 ready = asked.get("ready", False) if isinstance(asked, dict) else None
-            except (msgspec.DecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:
                 raise InferError(Code.INVALID_ARGUMENT, f"not a JSON object: {error}") from None
             if not isinstance(ready, bool):
                 raise InferError(
@@ -116,8 +117,8 @@ def _answering(document: Any) -> Endpoint:
     def endpoint(responder: Responder, head: RequestHead, body: Buffer) -> None:
         try:
             made = msgspec.json.encode(document(head, body))
-        except PenstockError as error:
-            refuse(responder, error)
+        except Exception as error:
+            refuse(responder, failure(error))
             return
         responder.reply(200, JSON, (made,))
 

@@ -83,6 +83,7 @@ async def serve(tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
             folder = root / name
             folder.mkdir(parents=True)
             (folder / "model.fake").write_bytes(artefact(options))
+            (folder.parent / "config.pbtxt").write_text("version_policy { all {} }")
         table = ModelTable(default_model)
         repository = Repository(RepositoryOptions((root,)), table)
         await repository.load_all()
