@@ -20,7 +20,7 @@ import pytest
 
 from penstock.backends.fake import artefact
 
-RUN_S = 0.7
+RUN_S = 1.0
 BODY = json.dumps(
     {"inputs": [{"name": "INPUT0", "shape": [1, 2], "datatype": "INT32", "data": [1, 2]}]}
 )
@@ -28,16 +28,25 @@ DRAINING = "the server is shutting down and accepts no new requests"
 StartServer = Callable[..., Any]
 
 
-@pytest.fixture
-def repository(tmp_path: Path) -> Path:
-    for name, options in {
-        "slow": {"shape": "2", "delay_ms": str(round(RUN_S * 1000))},
-        "fast": {"shape": "2"},
-    }.items():
-        folder = tmp_path / "models" / name / "1"
+def write_models(root: Path, **run_s: float) -> Path:
+    """A repository of identity models that take so long to run."""
+    for name, delay_s in run_s.items():
+        folder = root / "models" / name / "1"
         folder.mkdir(parents=True)
+        # The first run fails, at load: so the server does not spend several on learning the time.
+        options = {"shape": "2", "delay_ms": str(round(delay_s * 1000)), "fail_runs": "1"}
         (folder / "model.fake").write_bytes(artefact(options))
-    return tmp_path / "models"
+    return root / "models"
+
+
+@pytest.fixture
+def fast(tmp_path: Path) -> Path:
+    return write_models(tmp_path, fast=0)
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> Path:
+    return write_models(tmp_path, fast=0, slow=RUN_S)
 
 
 @contextmanager
@@ -82,9 +91,9 @@ def until_not_ready(connection: http.client.HTTPConnection) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_what_runs_is_answered_and_what_is_late_is_told(
-    start_server: StartServer, repository: Path, number: int
+    start_server: StartServer, slow: Path, number: int
 ) -> None:
-    server = start_server("-m", repository)
+    server = start_server("-m", slow)
     with connected(server) as running, connected(server) as other:
         busy(server, running, other)
         server.process.send_signal(number)
@@ -104,8 +113,8 @@ def test_what_runs_is_answered_and_what_is_late_is_told(
     assert server.wait() == 0
 
 
-def test_idle_connections_do_not_delay_the_end(start_server: StartServer, repository: Path) -> None:
-    server = start_server("-m", repository, "--exit-timeout-s", "25")
+def test_idle_connections_do_not_delay_the_end(start_server: StartServer, fast: Path) -> None:
+    server = start_server("-m", fast, "--exit-timeout-s", "25")
     url = urlsplit(server.http)
     idle = [socket.create_connection((url.hostname, url.port)) for _ in range(20)]
     with connected(server) as used:
@@ -119,10 +128,8 @@ def test_idle_connections_do_not_delay_the_end(start_server: StartServer, reposi
             sock.close()
 
 
-def test_a_second_signal_ends_at_once(start_server: StartServer, repository: Path) -> None:
-    slow = repository / "slow" / "1" / "model.fake"
-    slow.write_bytes(artefact({"shape": "2", "delay_ms": "1500"}))
-    server = start_server("-m", repository)
+def test_a_second_signal_ends_at_once(start_server: StartServer, slow: Path) -> None:
+    server = start_server("-m", slow)
     with connected(server) as running, connected(server) as other:
         busy(server, running, other)
         server.process.send_signal(signal.SIGTERM)
@@ -131,13 +138,14 @@ def test_a_second_signal_ends_at_once(start_server: StartServer, repository: Pat
         with pytest.raises((http.client.RemoteDisconnected, ConnectionResetError)):
             running.getresponse()
     assert server.wait() == 1
+    assert "second signal" in server.stderr
     assert "Traceback" not in server.stderr
 
 
 def test_requests_beyond_the_exit_timeout_are_given_up(
-    start_server: StartServer, repository: Path
+    start_server: StartServer, slow: Path
 ) -> None:
-    server = start_server("-m", repository, "--exit-timeout-s", "0.1")
+    server = start_server("-m", slow, "--exit-timeout-s", "0.1")
     with connected(server) as running, connected(server) as other:
         busy(server, running, other)
         server.process.send_signal(signal.SIGTERM)
@@ -148,9 +156,9 @@ def test_requests_beyond_the_exit_timeout_are_given_up(
 
 
 def test_the_delay_serves_while_load_balancers_notice(
-    start_server: StartServer, repository: Path
+    start_server: StartServer, fast: Path
 ) -> None:
-    server = start_server("-m", repository, "--shutdown-delay-s", "0.5")
+    server = start_server("-m", fast, "--shutdown-delay-s", "0.5")
     with connected(server) as other:
         assert infer(other, "fast")[0] == 200
         server.process.send_signal(signal.SIGTERM)
@@ -159,8 +167,8 @@ def test_the_delay_serves_while_load_balancers_notice(
     assert server.wait() == 0
 
 
-def test_a_signal_under_load(start_server: StartServer, repository: Path) -> None:
-    server = start_server("-m", repository)
+def test_a_signal_under_load(start_server: StartServer, fast: Path) -> None:
+    server = start_server("-m", fast)
     found: list[Any] = []
     going = threading.Semaphore(0)
 
@@ -193,10 +201,8 @@ def test_a_signal_under_load(start_server: StartServer, repository: Path) -> Non
     }  # fmt: skip
 
 
-def test_a_signal_while_models_load(start_server: StartServer, repository: Path) -> None:
-    slow = repository / "slow" / "1" / "model.fake"
-    slow.write_bytes(artefact({"shape": "2", "delay_ms": "800"}))
-    server = start_server("-m", repository, "--log-level", "debug", ready=False)
+def test_a_signal_while_models_load(start_server: StartServer, slow: Path) -> None:
+    server = start_server("-m", slow, "--log-level", "debug", ready=False)
     end = time.monotonic() + 20
     while "fast" not in server.stderr + server.stdout and time.monotonic() < end:
         time.sleep(0.01)
@@ -204,8 +210,8 @@ def test_a_signal_while_models_load(start_server: StartServer, repository: Path)
     assert "Traceback" not in server.stderr
 
 
-def test_nobody_listens_after_the_end(start_server: StartServer, repository: Path) -> None:
-    server = start_server("-m", repository)
+def test_nobody_listens_after_the_end(start_server: StartServer, fast: Path) -> None:
+    server = start_server("-m", fast)
     assert server.stop() == 0
     with pytest.raises(urllib.error.URLError):
         urllib.request.urlopen(f"{server.http}/v2/health/live", timeout=5)

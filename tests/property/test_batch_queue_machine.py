@@ -28,9 +28,9 @@ class Model:
         self.waiting: list[Job] = []
         self.closed = False
 
-    def take(self) -> list[Job]:
+    def take(self, rows: int) -> list[Job]:
         batch: list[Job] = []
-        room = self.rows_max
+        room = min(rows, self.rows_max) if rows else self.rows_max
         for priority in sorted({job.priority for job in self.waiting}):
             level = [job for job in self.waiting if job.priority == priority]
             key = batch[0].key if batch else level[0].key
@@ -79,19 +79,20 @@ class BatchQueueMachine(RuleBasedStateMachine):
         for i in range(count):
             self.offer(1 + i % 3, key, priority, later)
 
-    @rule()
-    def take(self) -> None:
-        expected = self.model.take()
-        batch = self.queue.take()
+    @rule(limit=st.sampled_from([0, 0, 1, 3, 100]))
+    def take(self, limit: int) -> None:
+        expected = self.model.take(limit)
+        batch = self.queue.take(limit)
         assert batch == expected
         assert all(job.state is State.TAKEN for job in batch)
         assert len({job.key for job in batch}) <= 1
-        assert sum(job.rows for job in batch) <= self.model.rows_max or len(batch) == 1
+        most = min(limit or 100, self.model.rows_max)
+        assert sum(job.rows for job in batch) <= most or len([j for j in batch if j.rows]) == 1
 
     @rule()
     def take_all(self) -> None:
         while self.model.waiting:
-            self.take()
+            self.take(0)
         assert self.queue.take() == []
 
     @rule(data=st.data())

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from unittest import mock
 
 import numpy as np
@@ -197,7 +198,7 @@ def test_every_job_gets_its_own_answer_once(
 
 @settings(max_examples=10, deadline=None)
 @given(st.booleans(), st.integers(1, 40), st.randoms(use_true_random=False))
-def test_poison_among_many(inline: bool, healthy: int, random: "np.random.Generator") -> None:
+def test_poison_among_many(inline: bool, healthy: int, random: Random) -> None:
     """All in one turn, so that they share batches."""
     steps = [Submit(1, 2, 0, 0, poison) for poison in [True] * 3 + [False] * healthy]
     random.shuffle(steps)

@@ -136,8 +136,7 @@ class Admission:
         for spec, position in zip(self._specs, order, strict=True):
             if tensors[position].shape[0] != rows:
                 raise _invalid(
-                    f"input '{spec.name}' batch size does not match other inputs "
-                    f"for '{self.model}'"
+                    f"input '{spec.name}' batch size does not match other inputs for '{self.model}'"
                 )
         if rows > self.rows_max:
             raise _invalid(

@@ -19,7 +19,7 @@ from penstock.server.front.graphpipe import GraphpipeFront
 from penstock.server.front.metrics import MetricsFront
 from penstock.server.front.oip import OipFront
 from penstock.server.front.oip_admin import OipAdminFront
-from penstock.server.front.routes import Routes
+from penstock.server.front.routes import Routes, refusal
 from penstock.server.gateway import Gateway
 from penstock.server.models import ModelTable
 from penstock.server.placement import usable_cores
@@ -96,7 +96,7 @@ class App:
             ),
             self.models,
         )
-        self._http = Http1Listener(self._routes().resolve, Http1Connection, options.http)
+        self._http = Http1Listener(self._routes().resolve, Http1Connection, options.http, refusal)
         self._metrics = Http1Listener(self._metrics_routes().resolve, Http1Connection, options.http)
 
     def _routes(self) -> Routes:

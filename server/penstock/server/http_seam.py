@@ -61,3 +61,12 @@ class Responder(Protocol):
 
 Endpoint = Callable[[Responder, Any, Any], Cancellable | None]
 """(responder, head, body: ``Buffer``) to what can be cancelled until the reply."""
+
+Refusal = Callable[[RequestHead | None, str], tuple[str, bytes]]
+"""(head, text) to the Content-Type and body of an error that the transport itself answers. ``head``
+is the last one that could be read on the connection, if any."""
+
+
+def plain_refusal(head: RequestHead | None, text: str) -> tuple[str, bytes]:
+    """Errors as text, for whoever it is."""
+    return TEXT, text.encode() + b"\n"

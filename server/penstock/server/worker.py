@@ -27,7 +27,9 @@ class BatchRun:
     of the lane's workers were awake when it ended, this one included.
     """
 
-    __slots__ = ("error", "infer_ns", "input_ns", "jobs", "outputs", "rows", "started_ns", "workers")
+    __slots__ = (
+        "error", "infer_ns", "input_ns", "jobs", "outputs", "rows", "started_ns", "workers",
+    )  # fmt: skip
 
     def __init__(self, jobs: Sequence[Job], rows: int, started_ns: int) -> None:
         self.jobs = jobs

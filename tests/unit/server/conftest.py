@@ -17,6 +17,7 @@ import pytest
 
 from penstock.backends.base import ModelSource
 from penstock.backends.fake import FakeBackend, FakeSession
+from penstock.protocol import dtype as dt
 from penstock.protocol.message import Array, InferRequest, OutputRequest, Signature, TensorSpec
 from penstock.server.admission import Admission
 from penstock.server.job import Job
@@ -166,8 +167,6 @@ class Rig:
         **fields: Any,
     ) -> InferRequest:
         """INT32 inputs INPUT0, INPUT1, ...."""
-        from penstock.protocol import dtype as dt
-
         specs = [
             TensorSpec(f"INPUT{i}", dt.of_numpy(array.dtype), array.shape)
             for i, array in enumerate(arrays)

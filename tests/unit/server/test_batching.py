@@ -67,6 +67,19 @@ def test_rows_are_counted_not_jobs(new_job):
     assert batches(filled(jobs, rows_max=8)) == [jobs[:3], jobs[3:]]
 
 
+@pytest.mark.parametrize(("rows", "count"), [(0, 8), (1, 1), (3, 3), (8, 8), (9, 8)])
+def test_a_batch_may_be_asked_to_be_smaller(new_job, rows, count):
+    jobs = [new_job() for _ in range(10)]
+    queue = filled(jobs, rows_max=8)
+    assert queue.take(rows) == jobs[:count]
+    assert len(queue) == 10 - count
+
+
+def test_a_job_larger_than_was_asked_for_runs_alone(new_job):
+    jobs = [new_job(5), new_job(1)]
+    assert filled(jobs, rows_max=8).take(3) == jobs[:1]
+
+
 def test_a_job_that_does_not_fit_is_not_overtaken(new_job):
     first, big, small = new_job(5), new_job(4), new_job(1)
     assert batches(filled([first, big, small], rows_max=8)) == [[first], [big, small]]

@@ -5,8 +5,8 @@ Knows the running ``App``; ``startup`` lays out the text and knows nothing of it
 
 from __future__ import annotations
 
-import contextlib
 import logging
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -42,8 +42,10 @@ def report(app: App, *, as_log: bool) -> None:
         example=_example(models),
     )
     forgive(sys.stdout)
-    with contextlib.suppress(OSError):  # Nobody reads it: no reason not to serve.
+    try:
         print("\n".join(lines), flush=True)
+    except OSError:  # Nobody reads it: no reason not to serve, nor to fail at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def describe(entry: ModelVersion) -> ModelLine:

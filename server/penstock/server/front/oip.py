@@ -23,6 +23,9 @@ from penstock.server.job import Job
 _LENGTH: Final = b"Inference-Header-Content-Length: %d\r\n"
 DECOMPRESSED_BYTES_MAX: Final = 64 * 1024**2
 """As Triton's default: a small body may not become an unbounded one."""
+COMPRESSED_BYTES_MIN: Final = 1024
+"""Smaller replies fit a packet as they are. Many clients accept gzip without asking anybody, and
+compressing a few numbers costs as much time as inferring them."""
 
 
 class Target:
@@ -97,10 +100,7 @@ class OipFront:
         except Exception as error:
             refuse(job.context, failure(error))
             return
-        if length is None:
-            job.context.reply(200, JSON, buffers)
-        else:
-            job.context.reply(200, OCTETS, buffers, _LENGTH % length)
+        _answer(job.context, buffers, length)
 
     def _done_compressed(self, job: Job) -> None:
         responder, coding = job.context
@@ -110,14 +110,23 @@ class OipFront:
             return
         try:
             buffers, length = self._encoder.encode(reply, job.request.signature.form)
-            body = compress(buffers, coding)
+            fields = b""
+            if sum(map(len, buffers)) >= COMPRESSED_BYTES_MIN:
+                buffers = [compress(buffers, coding)]
+                fields = b"Content-Encoding: %b\r\n" % coding
         except Exception as error:
             refuse(responder, failure(error))
             return
-        fields = b"Content-Encoding: %b\r\n" % coding
-        if length is not None:
-            fields += _LENGTH % length
-        responder.reply(200, JSON if length is None else OCTETS, (body,), fields)
+        _answer(responder, buffers, length, fields)
+
+
+def _answer(
+    responder: Responder, buffers: list[Buffer], length: int | None, fields: bytes = b""
+) -> None:
+    if length is None:
+        responder.reply(200, JSON, buffers, fields)
+    else:
+        responder.reply(200, OCTETS, buffers, fields + _LENGTH % length)
 
 
 def refuse(responder: Responder, error: PenstockError | None) -> None:

@@ -12,7 +12,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
-from penstock.server.http_seam import JSON, TEXT, Endpoint, RequestHead, Responder
+import msgspec
+
+from penstock.server.http_seam import JSON, Endpoint, RequestHead, Responder, plain_refusal
 
 Prepare = Callable[[RequestHead, dict[str, str]], Any]
 
@@ -71,7 +73,12 @@ def _wrong_method(responder: Responder, head: RequestHead, body: object) -> None
 def _refuse(
     responder: Responder, head: RequestHead, status: int, text: str, fields: bytes = b""
 ) -> None:
-    if head.path.startswith("/v2"):
-        responder.reply(status, JSON, (b'{"error":"%b"}' % text.encode(),), fields)
-    else:
-        responder.reply(status, TEXT, (text.encode() + b"\n",), fields)
+    content_type, body = refusal(head, text)
+    responder.reply(status, content_type, (body,), fields)
+
+
+def refusal(head: RequestHead | None, text: str) -> tuple[str, bytes]:
+    """An error in the form of the protocol that lives at this path; see ``http_seam.Refusal``."""
+    if head is not None and head.path.startswith("/v2"):
+        return JSON, msgspec.json.encode({"error": text})
+    return plain_refusal(head, text)

@@ -23,7 +23,7 @@ LOW_WATER: Final = 16 * 1024
 class FakeTransport(asyncio.Transport):
     """What the protocol writes: ``sent`` has reached the client, ``held`` waits while ``stalled``.
 
-    ``largest`` is the number of bytes in the longest single write.
+    ``gathered`` counts the writes of several buffers that were not joined before.
     """
 
     def __init__(self, protocol: Http1Connection, half_close: bool = True) -> None:
@@ -34,6 +34,7 @@ class FakeTransport(asyncio.Transport):
         self.reading = True
         self.eof_written = False
         self.aborted = False
+        self.gathered = 0
         self.closing = False
         self._protocol = protocol
         self._half_close = half_close
@@ -47,6 +48,7 @@ class FakeTransport(asyncio.Transport):
             self._protocol.pause_writing()
 
     def writelines(self, list_of_data: Iterable[Any]) -> None:
+        self.gathered += 1
         self.write(b"".join(list_of_data))
 
     def take(self, nbytes: int = 1 << 40) -> None:

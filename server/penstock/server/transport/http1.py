@@ -15,13 +15,12 @@ import logging
 from collections.abc import Sequence
 from typing import Any, Final, cast
 
-import numpy as np
-
-from penstock.server.http_seam import TEXT, Buffer, Cancellable
+from penstock.server.http_seam import Buffer, Cancellable
+from penstock.server.transport.body import body_buffer
 from penstock.server.transport.chunked import ChunkedBody
 from penstock.server.transport.head import HEAD_BYTES_MAX, Head, parse_head
 from penstock.server.transport.listener import Http1Listener
-from penstock.server.transport.status import BadRequest, reason_of
+from penstock.server.transport.status import BadRequest
 
 _log = logging.getLogger(__name__)
 
@@ -97,7 +96,11 @@ class Http1Connection(asyncio.BufferedProtocol):
         if state == _BODY:
             self._body_received(nbytes)
         elif state == _CHUNKED:
+            # What follows the body waits until this call is over: an answer given at once would
+            # start the next request inside the dispatch of this one.
+            self._advancing = True
             self._feed_chunked(bytes(self._rx[:nbytes]))
+            self._advancing = False
             self._advance()
         elif state != _LINGER:
             if self._carry:
@@ -182,7 +185,7 @@ class Http1Connection(asyncio.BufferedProtocol):
     def _parse(self, raw: bytes) -> Head:
         if len(raw) > HEAD_BYTES_MAX:
             raise BadRequest(431, f"the head is larger than {HEAD_BYTES_MAX} bytes")
-        head = parse_head(raw)
+        self._head = head = parse_head(raw)
         limit = self._listener.limits.body_bytes_max
         if head.content_length > limit:
             raise BadRequest(
@@ -207,23 +210,11 @@ class Http1Connection(asyncio.BufferedProtocol):
         self._receive_into(head, first)
 
     def _receive_into(self, head: Head, first: bytes) -> None:
-        """Prepares the buffer that the socket is read into until the body is whole.
-
-        It is placed so that the first byte after the endpoint's prefix (the JSON part of a v2
-        binary request) is aligned to 64 bytes. Memory that is never received is never touched.
-        """
-        need = head.content_length
-        prefix = head.headers.get(b"inference-header-content-length", b"0")
-        skew = int(prefix) if prefix.isdigit() and len(prefix) < 10 else 0
-        try:
-            raw = np.empty(need + 128, np.uint8)
-        except MemoryError:
-            raise BadRequest(503, "no memory for the request body") from None
-        start = -(raw.ctypes.data + skew) % 64
-        self._body = body = raw.data[start : start + need]
+        """From now on the socket is read into the body's own buffer, until it is whole."""
+        self._body = body = body_buffer(head)
         body[: len(first)] = first
         self._have = len(first)
-        self._need = need
+        self._need = len(body)
         self._rx = body[len(first) :]
         self._state = _BODY
 
@@ -273,7 +264,8 @@ class Http1Connection(asyncio.BufferedProtocol):
         except Exception:
             _log.exception("endpoint failed for %s %s", head.method, head.path)
             if self._state == _BUSY:
-                self.reply(500, TEXT, (b"internal error\n",))
+                content_type, text = self._listener.refusal(head, "internal error")
+                self.reply(500, content_type, (text,))
             return
         if self._state == _BUSY:
             self._pending = pending
@@ -324,11 +316,12 @@ class Http1Connection(asyncio.BufferedProtocol):
         """Answers a request that cannot be framed or accepted, and ends the connection."""
         if self._state == _LINGER:
             return
-        body = message.encode() + b"\n"
+        # Of a head that cannot be read the request before it tells what the client understands.
+        content_type, body = self._listener.refusal(self._head, message)
         self._release_body()
         self._transport.write(
             b"%b%bConnection: close\r\nContent-Length: %d\r\n\r\n%b"
-            % (self._listener.reply_head(status, TEXT, reason_of(status, message)),
+            % (self._listener.reply_head(status, content_type, message),
                self._listener.date, len(body), body)
         )  # fmt: skip
         self._linger()

@@ -12,7 +12,7 @@ from email.utils import formatdate
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from penstock.server.http_seam import Endpoint
+from penstock.server.http_seam import Endpoint, Refusal, plain_refusal
 from penstock.server.transport.head import Head, HeadMemo
 from penstock.server.transport.status import reason_of
 
@@ -47,6 +47,7 @@ class Http1Listener:
     """One listening port (or unix socket) and its connections.
 
     ``resolve`` gives the endpoint for a head; it never fails (there is one for "not found").
+    ``refusal`` words an error that HTTP itself finds.
     """
 
     def __init__(
@@ -54,8 +55,10 @@ class Http1Listener:
         resolve: Callable[[Head], Endpoint],
         protocol: Callable[[Http1Listener], asyncio.BaseProtocol],
         limits: HttpLimits | None = None,
+        refusal: Refusal = plain_refusal,
     ) -> None:
         self.resolve = resolve
+        self.refusal = refusal
         self.limits = limits or HttpLimits()
         self.heads = HeadMemo()
         # One buffer for all: a connection copies what it reads before another one reads.

@@ -58,7 +58,7 @@ class Served:
         wire = Wire(self.listener)
         wire.feed(f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode() + data)
         async with asyncio.timeout(10):
-            while not wire.transport.sent:  # noqa: ASYNC110  (the wire has no event)
+            while not wire.transport.sent:
                 await asyncio.sleep(0.0005)
         (reply,) = wire.replies([method])
         wire.end()

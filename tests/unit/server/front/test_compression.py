@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import tracemalloc
 import zlib
 
 import pytest
@@ -42,7 +43,12 @@ def test_one_byte_too_many(coding: bytes) -> None:
 def test_a_bomb_stays_small(coding: bytes) -> None:
     bomb = compress([bytes(1 << 26)], coding)
     assert len(bomb) < 1 << 19
-    assert code_of(coding, bomb, 1000) is Code.OUT_OF_RANGE
+    tracemalloc.start()
+    try:
+        assert code_of(coding, bomb, 1000) is Code.OUT_OF_RANGE
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("coding", CODED)

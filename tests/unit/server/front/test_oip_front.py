@@ -223,6 +223,7 @@ async def test_a_bug_is_answered_in_json(
         raise RuntimeError("secret")
 
     if where == "compress":
+        monkeypatch.setattr(oip, "COMPRESSED_BYTES_MIN", 1)
         monkeypatch.setattr(oip, "compress", broken)
     else:
         owner = oip_json.RequestDecoder if where == "decode" else oip_json.ReplyEncoder
@@ -252,10 +253,24 @@ async def test_compressed_requests(served: Any, coding: str, form: str) -> None:
 @pytest.mark.parametrize("coding", CODINGS)
 @pytest.mark.parametrize("form", ["json", "binary"])
 async def test_compressed_replies(served: Any, coding: str, form: str) -> None:
-    body, headers = (as_json(), {}) if form == "json" else as_binary()
-    reply = await served.ask("POST", URL, body, {**headers, "Accept-Encoding": coding})
+    rows = np.repeat(ROW, 50, 0)
+    parameters = {"binary_data_output": form == "binary"}
+    inputs = [tensor(name, rows, data=rows.ravel().tolist()) for name in ("INPUT0", "INPUT1")]
+    body = {"inputs": inputs, "parameters": parameters}
+    plain = await served.ask("POST", URL, body)
+    reply = await served.ask("POST", URL, body, {"Accept-Encoding": coding})
     assert reply.headers["content-encoding"] == coding
-    check_added(reply, CODINGS[coding][1](reply.body))
+    assert CODINGS[coding][1](reply.body) == plain.body
+    # It speaks of the JSON part as it is behind the coding.
+    assert reply.headers.get(LENGTH.lower()) == plain.headers.get(LENGTH.lower())
+    found = outputs_of(reply, plain.body)
+    np.testing.assert_array_equal(found["OUTPUT0"], rows + rows)
+
+
+async def test_small_replies_are_not_worth_compressing(served: Any) -> None:
+    reply = await served.ask("POST", URL, as_json(), {"Accept-Encoding": "gzip, deflate"})
+    check_added(reply)
+    assert "content-encoding" not in reply.headers
 
 
 async def test_errors_are_not_compressed(served: Any) -> None:

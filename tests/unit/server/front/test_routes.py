@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from penstock.server.front.routes import Routes
+from penstock.server.front.routes import Routes, refusal
 from penstock.server.transport.head import Head
 
 
@@ -120,3 +120,10 @@ def test_v2_gets_json_for_a_wrong_method() -> None:
     table.add("GET", "/v2", endpoint("v2"))
     answer, _ = ask(table, "POST", "/v2")
     assert (answer.status, json.loads(answer.body)) == (405, {"error": "Method Not Allowed"})
+
+
+def test_refusals_of_the_transport() -> None:
+    assert refusal(None, "text") == ("text/plain; charset=utf-8", b"text\n")
+    assert refusal(head("POST", "/graphpipe/a"), "text")[1] == b"text\n"
+    kind, body = refusal(head("POST", "/v2/models/a/infer"), 'a "quoted"\ntext')
+    assert (kind, json.loads(body)) == ("application/json", {"error": 'a "quoted"\ntext'})

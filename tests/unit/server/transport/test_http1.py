@@ -471,7 +471,7 @@ def test_no_memory_for_a_body(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> No
     def refuse(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(module.np, "empty", refuse)
+    monkeypatch.setattr("penstock.server.transport.body.np.empty", refuse)
     wire.feed(request("POST", "/", BIG)[:-1])
     assert wire.statuses == [503]
     assert b"no memory" in only(wire).body
@@ -545,6 +545,50 @@ def test_the_client_is_gone_in_the_middle_of_the_reply(wire: Wire) -> None:
     assert wire.listener._body_bytes == 0
 
 
+class Alternating:
+    """Answers every path but /later at once."""
+
+    def __init__(self) -> None:
+        self.later = Echo(later=True)
+        self.calls: list[str] = []
+
+    def __call__(self, responder: Any, head: Any, body: Any) -> Any:
+        self.calls.append(head.path)
+        if head.path == "/later":
+            return self.later(responder, head, body)
+        responder.reply(200, "", (b"at once",))
+        if head.path == "/raises":
+            raise RuntimeError
+        return None
+
+
+FIRSTS = {
+    "no body": request(path="/a"),
+    "body": request("POST", "/a", BIG),
+    "chunks": chunked("/a", b"abc", b"d"),
+    "large chunks": chunked("/a", BIG, BIG),
+    "raises": chunked("/raises", b"abc"),
+}
+
+
+@pytest.mark.parametrize("first", FIRSTS.values(), ids=FIRSTS)
+def test_the_next_request_is_not_taken_for_the_one_answered_at_once(
+    make_wire: MakeWire, first: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+    sent = first + request(path="/later")
+    step = max(1, len(sent) // 200)
+    for cut in (*range(1, len(sent), step), len(sent) - 1):
+        endpoint = Alternating()
+        wire = make_wire(endpoint)
+        wire.feed(sent[:cut])
+        wire.feed(sent[cut:])
+        assert wire.statuses == [200]
+        assert len(endpoint.later.waiting) == 1
+        wire.vanish()
+        assert endpoint.later.cancelled == 1
+
+
 # ---------------------------------------------------------------------- time
 
 
@@ -579,6 +623,21 @@ def test_a_busy_connection_is_never_swept(make_wire: MakeWire) -> None:
     assert not wire.ended
     echo.answer()
     assert wire.statuses == [200]
+
+
+@pytest.mark.parametrize("begun", [b"", GET[:10]], ids=["idle", "next head begun"])
+def test_the_time_that_a_request_takes_is_not_its_clients(
+    make_wire: MakeWire, begun: bytes
+) -> None:
+    echo = Echo(later=True)
+    wire = make_wire(echo, idle_timeout_s=5, read_timeout_s=5)
+    wire.feed(GET + begun)
+    wire.sweep(1000)
+    echo.answer()
+    wire.sweep(5)
+    assert not wire.ended
+    wire.sweep()
+    assert wire.ended
 
 
 @pytest.mark.parametrize("before", [b"", GET], ids=["first request", "later request"])
@@ -806,6 +865,8 @@ def test_replies_are_sent_to_the_byte(
     assert second.body == array.tobytes()
     assert (first.status, first.reason) == (201, "Made")
     assert first.headers["content-length"] == str(size)
+    copied = size <= module._JOIN_MAX
+    assert wire.transport.gathered == (0 if copied else 1 if method == "HEAD" else 2)
     assert (first.headers["x-one"], first.headers["x-two"]) == ("1", "2")
 
 
@@ -824,6 +885,25 @@ def test_reasons_do_not_pile_up(make_wire: MakeWire) -> None:
     wire.feed(GET * 2000)
     assert [r.reason for r in wire.replies()] == [f"error {i}" for i in range(2000)]
     assert len(wire.listener._reply_heads) <= 256
+
+
+@pytest.mark.parametrize("path", ["/v2/models/m/infer", "/"])
+def test_what_http_refuses_is_worded_by_the_listener(make_wire: MakeWire, path: str) -> None:
+    def word(head: Any, text: str) -> tuple[str, bytes]:
+        return "a/b", f"{head and head.path}: {text}".encode()
+
+    wire = make_wire(body_bytes_max=3)
+    wire.listener.refusal = word
+    wire.feed(request("POST", path, b"abcd"))
+    reply = only(wire)
+    assert (reply.status, reply.headers["content-type"]) == (413, "a/b")
+    assert reply.body.startswith(f"{path}: the body of 4 bytes".encode())
+    wire = Wire(wire.listener)
+    wire.feed(b"BAD\r\n\r\n")
+    assert only(wire).body.startswith(b"None: malformed")
+    wire = Wire(wire.listener)
+    wire.feed(request(path=path) + b"BAD\r\n\r\n")
+    assert wire.replies()[1].body.startswith(f"{path}: malformed".encode())
 
 
 # ---------------------------------------------------------------------- the memo of heads

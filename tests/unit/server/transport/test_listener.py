@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from penstock.server.transport.fake import Echo, parse_replies
+from penstock.server.transport.fake import Echo, Wire, parse_replies
 from penstock.server.transport.http1 import Http1Connection
 from penstock.server.transport.listener import Http1Listener, HttpLimits
 
@@ -100,7 +100,7 @@ class Client:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    while not condition():  # noqa: ASYNC110  (of the server's inside there is no event)
+    while not condition():
         await asyncio.sleep(0.001)
 
 
@@ -429,6 +429,23 @@ def test_close_ends_idle_connections_at_once_and_answers_what_runs(run: Run) -> 
         await idle.close()
 
     run(scenario)
+
+
+async def test_close_ends_connections_that_are_announced_late() -> None:
+    echo = Echo(later=True)
+    listener = listener_of(echo)
+    busy = Wire(listener)
+    busy.feed(GET)
+    closing = asyncio.ensure_future(listener.close(20))
+    await asyncio.sleep(0)
+    late = Wire(listener)
+    while not late.lost:
+        await asyncio.sleep(0.001)
+        late.pump()
+    assert not closing.done()
+    echo.answer()
+    busy.end()
+    await closing
 
 
 def test_close_aborts_what_is_left_at_the_deadline(run: Run) -> None:
