@@ -15,8 +15,6 @@ from penstock.protocol.message import InferReply, InferRequest
 from penstock.server.job import Job
 from penstock.server.models import ModelState, ModelTable
 
-PRIORITY_MAX = 64
-"""Priorities beyond this are served as this one: every level in use costs a look at each take."""
 DRAINING = "the server is shutting down and accepts no new requests"
 
 
@@ -45,8 +43,6 @@ class Gateway:
         if plan.order is not None:
             arrays = [arrays[i] for i in plan.order]
         job = Job(request, arrays, plan.rows, plan.key, plan.wanted, on_done, context)
-        if request.priority:
-            job.priority = min(request.priority, PRIORITY_MAX)
         lane.submit(job)
         return job
 

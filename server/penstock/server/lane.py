@@ -28,6 +28,7 @@ from penstock.server.admission import Admission
 from penstock.server.batching import BatchQueue
 from penstock.server.curve import BatchCurve
 from penstock.server.job import Job, State
+from penstock.server.policy import LanePolicy
 from penstock.server.stacking import Stacker
 from penstock.server.stats import BatchStats, FailReason, LaneStats
 from penstock.server.worker import BatchRun, ThreadWorker, execute
@@ -49,9 +50,9 @@ class Lane:
     """Queue, policy and workers of one model version.
 
     ``sessions`` holds one session for each thread worker; a thread-safe session may stand in it
-    several times. ``rows_max`` 0 means that the model does not batch; ``admission`` tells whether
-    a request fits. ``jobs_max`` bounds the queue; ``timeout_us`` is the time in queue of requests
-    that name none (0: any). The lane owns the sessions and closes them.
+    several times. ``admission`` tells whether a request fits, and whether the model batches at all
+    (``rows_max`` > 0); ``policy`` who may wait and how long. The lane owns the sessions and closes
+    them.
     """
 
     def __init__(
@@ -61,8 +62,7 @@ class Lane:
         sessions: Sequence[Session],
         admission: Admission,
         *,
-        jobs_max: int = 4096,
-        timeout_us: int = 0,
+        policy: LanePolicy | None = None,
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         self.name = name
@@ -72,9 +72,9 @@ class Lane:
         self.in_flight = 0
         """Jobs accepted and not yet answered."""
         self._sessions = list(sessions)
-        self._timeout_us = timeout_us
+        self._policy = policy or LanePolicy()
         self._batches = admission.rows_max > 0
-        self._queue = BatchQueue(max(admission.rows_max, 1), jobs_max)
+        self._queue = BatchQueue(max(admission.rows_max, 1), self._policy.jobs_max)
         self._loop = loop or asyncio.get_running_loop()
         self._lock = threading.Lock()
         self._inline = False
@@ -119,9 +119,12 @@ class Lane:
             InferError: RESOURCE_EXHAUSTED when the queue is full, UNAVAILABLE when closing.
         """
         job.arrived_ns = now = monotonic_ns()
-        timeout_us = job.request.timeout_us or self._timeout_us
-        if timeout_us:
-            job.deadline_ns = now + timeout_us * 1000
+        policy, request = self._policy, job.request
+        if policy.priority_levels:
+            job.priority = policy.priority(request.priority)
+        time_us = policy.time_us(request.timeout_us, job.priority)
+        if time_us:
+            job.deadline_ns = now + time_us * 1000
         with self._lock:
             accepted = self._queue.offer(job)
         if not accepted:
@@ -409,4 +412,7 @@ class Lane:
             if not worker.join(timeout_s=30):
                 _log.error("worker of %s did not end", self.name)
         for session in {id(session): session for session in self._sessions}.values():
-            session.close()
+            try:
+                session.close()
+            except Exception:
+                _log.exception("a session of model %s did not close", self.name)

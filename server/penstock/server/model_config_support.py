@@ -49,6 +49,11 @@ IGNORED: Final[dict[str, str]] = {
     "dynamic_batching.max_queue_delay_microseconds": "an idle instance starts at once, a busy one "
     "lets the batch grow",
     "dynamic_batching.preserve_ordering": "each reply goes to its own request, in any order",
+    "dynamic_batching.default_queue_policy.allow_timeout_override": "the shorter of the request's "
+    "timeout and the configured one holds",
+    "dynamic_batching.priority_queue_policy.allow_timeout_override": "the shorter of the request's "
+    "timeout and the configured one holds",
+    "dynamic_batching.priority_queue_policy.max_queue_size": "the limit of the whole queue holds",
     "input.optional": "requests must hold every input",
     "optimization.graph": "the backend's own default level applies",
     "optimization.priority": _TENSORRT_ONLY,

@@ -118,6 +118,8 @@ class ModelTable:
             return InferError(Code.UNAVAILABLE, f"{text}: {reasons}" if reasons else text)
         entry = versions.get(version)
         if entry is None:
+            entry = versions.get("")  # The whole model was refused, for a reason worth telling.
+        if entry is None:
             return InferError(Code.NOT_FOUND, f"{unknown} version {version} is not found")
         text = f"{unknown} version {version} is not at ready state"
         return InferError(Code.UNAVAILABLE, f"{text}: {entry.reason}" if entry.reason else text)

@@ -73,7 +73,9 @@ def _run(session: Session, stacker: Stacker, jobs: Sequence[Job], batches: bool)
     except RunError as error:
         code = Code.INVALID_ARGUMENT if error.caller_fault else Code.INTERNAL
         run.error = InferError(code, str(error))
-    except Exception as error:  # A backend broke its contract: its callers must still be answered.
+    except BaseException as error:
+        # A backend broke its contract, perhaps by SystemExit or a foreign panic: its callers must
+        # still be answered, and this thread or loop must go on.
         _log.exception("backend raised outside its contract")
         run.error = InferError(Code.INTERNAL, f"{type(error).__name__}: {error}")
     return run

@@ -22,6 +22,7 @@ from penstock.protocol.message import Array, InferRequest, OutputRequest, Signat
 from penstock.server.admission import Admission
 from penstock.server.job import Job
 from penstock.server.lane import Lane
+from penstock.server.policy import LanePolicy
 
 PATIENCE_S = 10.0
 """How long a test waits for what must happen before it fails."""
@@ -151,10 +152,10 @@ class Rig:
         loop: Any = None,
         **options: Any,
     ) -> Lane:
-        """A lane that starts in ``inline`` or threads mode."""
+        """A lane that starts in ``inline`` or threads mode; ``options`` are its policy's."""
         sessions = sessions or (self.session(),)
         admission = Admission("m", sessions[0].inputs, sessions[0].outputs, rows_max)
-        lane = Lane("m", "3", sessions, admission, loop=loop, **options)
+        lane = Lane("m", "3", sessions, admission, policy=LanePolicy(**options), loop=loop)
         lane.learned(0 if inline else 1 << 40)
         self.lanes.append(lane)
         return lane

@@ -10,7 +10,7 @@ import pytest
 from penstock.protocol import dtype as dt
 from penstock.protocol.errors import Code, InferError
 from penstock.protocol.message import InferRequest, ModelMetadata, Signature, TensorSpec
-from penstock.server.gateway import DRAINING, PRIORITY_MAX, Gateway
+from penstock.server.gateway import DRAINING, Gateway
 from penstock.server.job import State
 from penstock.server.model_config import ModelConfig
 from penstock.server.models import Loaded, ModelState, ModelTable, ModelVersion
@@ -177,10 +177,11 @@ async def test_a_plan_is_made_once_for_a_signature(rig):
 
 
 @pytest.mark.parametrize(
-    ("asked", "given"), [(1, 1), (7, 7), (PRIORITY_MAX, PRIORITY_MAX), (1 << 40, PRIORITY_MAX)]
+    ("levels", "asked", "given"),
+    [(0, 0, 0), (0, 1, 0), (0, 7, 0), (3, 0, 2), (3, 1, 1), (3, 3, 3), (3, 4, 2), (3, 1 << 40, 2)],
 )
-async def test_priorities_are_bounded(rig, asked, given):
-    gateway = gateway_of(m=rig.lane())
+async def test_priorities_are_the_operators_to_give(rig, levels, asked, given):
+    gateway = gateway_of(m=rig.lane(priority_levels=levels, priority_default=2 if levels else 0))
     job = gateway.infer(rig.request(rig.rows(1), priority=asked), lambda job: None, None)
     assert job.priority == given
     await rig.until(lambda: job.state is State.DONE)
