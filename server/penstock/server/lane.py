@@ -23,14 +23,14 @@ from time import monotonic_ns, time_ns
 
 from penstock.backends.base import Session
 from penstock.protocol.errors import Code, InferError
-from penstock.protocol.message import InferReply, Signature, TensorSpec
 from penstock.server.admission import Admission
 from penstock.server.batching import BatchQueue
 from penstock.server.curve import BatchCurve
 from penstock.server.job import Job, State
 from penstock.server.policy import LanePolicy
+from penstock.server.splitting import Splitter
 from penstock.server.stacking import Stacker
-from penstock.server.stats import BatchStats, FailReason, LaneStats
+from penstock.server.stats import FailReason, LaneStats
 from penstock.server.worker import BatchRun, ThreadWorker, execute
 
 _log = logging.getLogger(__name__)
@@ -39,7 +39,6 @@ INLINE_BELOW_NS = 100_000
 """A thread hand-off costs about this much; shorter runs go onto the loop."""
 THREADS_ABOVE_NS = 250_000
 """Longer runs leave it. The gap keeps a model near the border from flapping."""
-_SIGNATURES_MAX = 4096
 _TIMER_S_MAX = 3600.0
 """A timer that fires early finds nothing expired and is set again."""
 
@@ -80,6 +79,7 @@ class Lane:
         self._inline = False
         self._run_ns = THREADS_ABOVE_NS
         self._curve = BatchCurve(self._queue.rows_max)
+        self._splitter = Splitter(name, version, admission.outputs, self._batches)
         self._stacker = Stacker(len(self._sessions[0].inputs))
         self._threads: list[ThreadWorker] = []
         self._parked: list[ThreadWorker] = []
@@ -91,9 +91,6 @@ class Lane:
         self._timer_at = 0
         self._closing = False
         self._idle = asyncio.Event()
-        self._reply_signatures: dict[object, dict[tuple[int, tuple[int, ...]], Signature]] = {}
-        self._signatures = 0
-        """How many of them there are."""
 
     @property
     def waiting(self) -> int:
@@ -251,31 +248,25 @@ class Lane:
             for job in run.jobs:
                 self._fail(job, run.error, FailReason.BACKEND, now)
             return
-        self._count_batch(run, now)
+        self.stats.ran(
+            len(run.jobs),
+            run.rows,
+            run.input_ns,
+            run.infer_ns,
+            now - run.started_ns - run.input_ns - run.infer_ns,
+            time_ns() // 1_000_000,
+        )
         if not self._inline:
             self._curve.observe(run.rows, run.infer_ns // run.workers)
-        outputs = run.outputs
-        signature_of = self._signatures_for(run)
-        alone = len(run.jobs) == 1 or not self._batches
         latencies: list[int] = []
         waits: list[int] = []
-        row = 0
-        for job in run.jobs:
-            first, row = row, row + job.rows
-            if job.state is State.DONE:
+        replies = self._splitter.split(run.jobs, run.outputs)
+        for job, reply in zip(run.jobs, replies, strict=True):
+            # Looked at again: an earlier job's callback may have cancelled this one.
+            if reply is None or job.state is State.DONE:
                 continue
-            wanted = job.wanted
-            signature = signature_of.get((job.rows, wanted))
-            if signature is None:
-                signature = self._add_signature(signature_of, job, run)
-            if alone:
-                arrays = [outputs[i] for i in wanted]
-            else:
-                arrays = [outputs[i][first:row] for i in wanted]
             job.state = State.DONE
-            job.reply = InferReply(
-                signature, arrays, model=self.name, version=self.version, id=job.request.id
-            )
+            job.reply = reply
             latencies.append(now - job.arrived_ns)
             waits.append(run.started_ns - job.arrived_ns)
             self._answer(job)
@@ -302,52 +293,6 @@ class Lane:
         self.in_flight -= 1
         if self._closing and not self.in_flight:
             self._idle.set()
-
-    def _signatures_for(self, run: BatchRun) -> dict[tuple[int, tuple[int, ...]], Signature]:
-        """The reply signatures known for outputs of this batch's shape."""
-        if self._batches:
-            key: object = tuple([output.shape[1:] for output in run.outputs])
-        else:
-            key = tuple([output.shape for output in run.outputs])
-        known = self._reply_signatures.get(key)
-        if known is None:
-            if len(self._reply_signatures) >= _SIGNATURES_MAX:
-                self._reply_signatures.clear()
-            known = self._reply_signatures[key] = {}
-        return known
-
-    def _add_signature(
-        self, known: dict[tuple[int, tuple[int, ...]], Signature], job: Job, run: BatchRun
-    ) -> Signature:
-        specs = []
-        for i in job.wanted:
-            declared, shape = self.admission.outputs[i], run.outputs[i].shape
-            full = (job.rows, *shape[1:]) if self._batches else shape
-            specs.append(TensorSpec(declared.name, declared.dtype, full))
-        if self._signatures >= _SIGNATURES_MAX:
-            self._signatures = 0
-            self._reply_signatures.clear()
-        self._signatures += 1
-        signature = known[(job.rows, job.wanted)] = Signature(specs)
-        return signature
-
-    def _count_batch(self, run: BatchRun, now: int) -> None:
-        stats, count = self.stats, len(run.jobs)
-        output_ns = now - run.started_ns - run.input_ns - run.infer_ns
-        stats.inference_count += run.rows
-        stats.execution_count += 1
-        stats.compute_input_ns += run.input_ns * count
-        stats.compute_infer_ns += run.infer_ns * count
-        stats.compute_output_ns += output_ns * count
-        stats.last_inference_ms = time_ns() // 1_000_000
-        stats.batch_rows.add(run.rows)
-        batch = stats.batches.get(run.rows)
-        if batch is None:
-            batch = stats.batches[run.rows] = BatchStats()
-        batch.count += 1
-        batch.compute_input_ns += run.input_ns
-        batch.compute_infer_ns += run.infer_ns
-        batch.compute_output_ns += output_ns
 
     def _learn(self, run_ns: int) -> None:
         self._run_ns += (run_ns - self._run_ns) >> 3
@@ -408,9 +353,11 @@ class Lane:
         await self._loop.run_in_executor(None, self._release)
 
     def _release(self) -> None:
-        for worker in self._threads:
-            if not worker.join(timeout_s=30):
-                _log.error("worker of %s did not end", self.name)
+        ended = [worker.join(timeout_s=5) for worker in self._threads]
+        if not all(ended):
+            # A run that never returns, of jobs that nobody waits for: its session is in use.
+            _log.error("a worker of model %s hangs; its sessions stay open", self.name)
+            return
         for session in {id(session): session for session in self._sessions}.values():
             try:
                 session.close()

@@ -1,4 +1,4 @@
-"""What the operator of a model allows its requests: how many wait, how long, who goes first. Pure."""
+"""What an operator allows a model's requests: how many wait, how long, who goes first. Pure."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from penstock.server.model_config import DynamicBatching
 class LanePolicy:
     """``jobs_max`` jobs may wait. Times in the queue are microseconds, 0 is any.
 
-    Without ``priority_levels`` all requests are alike, whatever they ask for; with them 1 goes first
-    and requests that ask for no level that exists get ``priority_default``. ``timeouts_us`` are the
-    levels' own.
+    Without ``priority_levels`` all requests are alike, whatever they ask for. With them 1 goes
+    first, and requests that ask for no level that exists get ``priority_default``. ``timeouts_us``
+    are the levels' own.
     """
 
     jobs_max: int = 4096

@@ -105,3 +105,22 @@ class LaneStats:
         self.queue_ns += sum(waits)
         self.latency.add_all(latencies)
         self.queue.add_all(waits)
+
+    def ran(
+        self, jobs: int, rows: int, input_ns: int, infer_ns: int, output_ns: int, at_ms: int
+    ) -> None:
+        """Counts one successful batch: its size, its phases, the wall-clock time of its end."""
+        self.inference_count += rows
+        self.execution_count += 1
+        self.compute_input_ns += input_ns * jobs
+        self.compute_infer_ns += infer_ns * jobs
+        self.compute_output_ns += output_ns * jobs
+        self.last_inference_ms = at_ms
+        self.batch_rows.add(rows)
+        batch = self.batches.get(rows)
+        if batch is None:
+            batch = self.batches[rows] = BatchStats()
+        batch.count += 1
+        batch.compute_input_ns += input_ns
+        batch.compute_infer_ns += infer_ns
+        batch.compute_output_ns += output_ns

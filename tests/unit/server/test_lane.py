@@ -215,7 +215,7 @@ async def test_equal_replies_share_a_signature(rig, inline):
 
 @pytest.mark.parametrize("vary", ["rows", "width", "both"])
 async def test_reply_signatures_are_bounded(rig, monkeypatch, vary):
-    monkeypatch.setattr("penstock.server.lane._SIGNATURES_MAX", 4)
+    monkeypatch.setattr("penstock.server.splitting.SIGNATURES_MAX", 4)
     lane = rig.lane(rows_max=100, inline=True)
     signatures = weakref.WeakSet()
 
@@ -224,7 +224,7 @@ async def test_reply_signatures_are_bounded(rig, monkeypatch, vary):
             super().__init__(*args)
             signatures.add(self)
 
-    monkeypatch.setattr("penstock.server.lane.Signature", Watched)
+    monkeypatch.setattr("penstock.server.splitting.Signature", Watched)
     for i in range(30):
         rows = 1 + i % 3 if vary == "both" else 1 + i if vary == "rows" else 1
         width = 1 + i // 3 if vary == "both" else 1 + i if vary == "width" else 1
@@ -694,10 +694,10 @@ def test_an_expired_job_may_be_cancelled_before_it_is_told(rig, puppet, clock):
     assert lane.stats.fail_count[FailReason.REJECTED] == 1
 
 
-def test_the_lanes_own_timeout_is_for_requests_that_name_none(rig, puppet, clock):
+def test_of_the_requests_and_the_operators_timeout_the_shorter_holds(rig, puppet, clock):
     lane, finish = stuck_lane(rig, puppet, timeout_us=200)
     plain, hasty, patient = (rig.submit(lane, timeout_us=us) for us in (0, 100, 300))
-    for expected in ([hasty], [hasty, plain], [hasty, plain, patient]):
+    for expected in ([hasty], [hasty, plain, patient]):
         puppet.pass_us(100)
         assert rig.answered == expected
     finish()

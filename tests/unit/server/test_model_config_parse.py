@@ -123,6 +123,8 @@ class TestValues:
             "dynamic_batching.preferred_batch_size",
             "dynamic_batching.max_queue_delay_microseconds",
             "dynamic_batching.preserve_ordering",
+            "dynamic_batching.default_queue_policy.allow_timeout_override",
+            "dynamic_batching.priority_queue_policy[1].max_queue_size",
             "optimization.priority",
             "optimization.input_pinned_memory",
         ]

@@ -1,0 +1,90 @@
+"""The outputs of a batch back into one reply per job. Pure.
+
+Replies of the same size share their signature, so that codecs recognise them and need not encode
+names and shapes again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from penstock.protocol.message import Array, InferReply, Signature, TensorSpec
+from penstock.server.job import Job, State
+
+SIGNATURES_MAX: Final = 4096
+
+_Known = dict[tuple[int, tuple[int, ...]], Signature]
+"""Signatures by rows and wanted outputs, for one shape of the outputs."""
+
+
+class Splitter:
+    """Makes the replies of one model version.
+
+    ``outputs`` are declared in the session's order; ``batches`` says whether their first dimension
+    is the batch. Remembers at most ``SIGNATURES_MAX`` signatures.
+    """
+
+    __slots__ = ("_batches", "_by_shape", "_count", "_model", "_outputs", "_version")
+
+    def __init__(
+        self, model: str, version: str, outputs: Sequence[TensorSpec], batches: bool
+    ) -> None:
+        self._model = model
+        self._version = version
+        self._outputs = tuple(outputs)
+        self._batches = batches
+        self._by_shape: dict[object, _Known] = {}
+        self._count = 0
+
+    def split(self, jobs: Sequence[Job], outputs: Sequence[Array]) -> list[InferReply | None]:
+        """The reply of each job, views of ``outputs``; None for jobs that are done already."""
+        known = self._known(outputs)
+        alone = len(jobs) == 1 or not self._batches
+        model, version = self._model, self._version
+        replies: list[InferReply | None] = []
+        row = 0
+        for job in jobs:
+            first, row = row, row + job.rows
+            if job.state is State.DONE:
+                replies.append(None)
+                continue
+            wanted = job.wanted
+            signature = known.get((job.rows, wanted))
+            if signature is None:
+                signature = self._declare(known, job, outputs)
+            if alone:
+                arrays = [outputs[i] for i in wanted]
+            else:
+                arrays = [outputs[i][first:row] for i in wanted]
+            replies.append(
+                InferReply(signature, arrays, model=model, version=version, id=job.request.id)
+            )
+        return replies
+
+    def _known(self, outputs: Sequence[Array]) -> _Known:
+        if self._batches:
+            key = tuple([output.shape[1:] for output in outputs])
+        else:
+            key = tuple([output.shape for output in outputs])
+        known = self._by_shape.get(key)
+        if known is None:
+            self._make_room()
+            known = self._by_shape[key] = {}
+        return known
+
+    def _declare(self, known: _Known, job: Job, outputs: Sequence[Array]) -> Signature:
+        specs = []
+        for i in job.wanted:
+            declared, shape = self._outputs[i], outputs[i].shape
+            full = (job.rows, *shape[1:]) if self._batches else shape
+            specs.append(TensorSpec(declared.name, declared.dtype, full))
+        self._make_room()
+        signature = known[(job.rows, job.wanted)] = Signature(specs)
+        return signature
+
+    def _make_room(self) -> None:
+        self._count += 1
+        if self._count > SIGNATURES_MAX:
+            self._count = 1
+            self._by_shape.clear()
