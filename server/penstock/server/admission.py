@@ -8,6 +8,7 @@ which tools assert.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from math import prod
 
 from penstock.protocol.errors import Code, InferError
 from penstock.protocol.message import Signature, TensorSpec
@@ -19,14 +20,22 @@ class Plan:
     """How a signature maps to one model.
 
     ``order`` is None where the arrays already stand in the model's order, else
-    ``arrays[order[i]]`` is the model's i-th input. ``wanted`` are indices of the model's outputs.
+    ``arrays[order[i]]`` is the model's i-th input. ``shapes`` is None where the arrays already have
+    the model's shapes, else the shape for each of its inputs. ``wanted`` are indices of the model's
+    outputs.
     """
 
-    __slots__ = ("key", "order", "rows", "wanted")
+    __slots__ = ("key", "order", "rows", "shapes", "wanted")
 
     def __init__(
-        self, rows: int, key: Hashable, order: tuple[int, ...] | None, wanted: tuple[int, ...]
+        self,
+        rows: int,
+        key: Hashable,
+        order: tuple[int, ...] | None,
+        wanted: tuple[int, ...],
+        shapes: Sequence[tuple[int, ...]] | None = None,
     ) -> None:
+        self.shapes = shapes
         self.rows = rows
         self.key = key
         self.order = order
@@ -40,7 +49,9 @@ class Admission:
     -1 in the specs), limited to that many rows a request; 0 means that the model does not batch.
     """
 
-    __slots__ = ("_input_index", "_output_index", "_specs", "model", "outputs", "rows_max")
+    __slots__ = (
+        "_input_index", "_output_index", "_reshapes", "_specs", "model", "outputs", "rows_max",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -48,8 +59,14 @@ class Admission:
         inputs: Sequence[TensorSpec],
         outputs: Sequence[TensorSpec],
         rows_max: int,
+        reshapes: Sequence[tuple[int, ...] | None] = (),
     ) -> None:
-        """``inputs`` and ``outputs`` are in the order of the model's session."""
+        """``inputs`` and ``outputs`` are in the order of the model's session.
+
+        ``reshapes`` are, per input, the shape of a row that the model takes where it is not the one
+        that callers send; at most one size of it is -1.
+        """
+        self._reshapes = tuple(reshapes) if any(r is not None for r in reshapes) else ()
         self.model = model
         self.outputs = tuple(outputs)
         self.rows_max = rows_max
@@ -74,7 +91,7 @@ class Admission:
     def _make(self, signature: Signature) -> Plan:
         order = self._order(signature.tensors)
         rows = 1
-        tails: list[tuple[int, ...]] = []
+        shapes: list[tuple[int, ...]] = []
         for spec, position in zip(self._specs, order, strict=True):
             given = signature.tensors[position]
             if given.dtype is not spec.dtype:
@@ -83,12 +100,32 @@ class Admission:
                     f"'{self.model}' expects '{spec.dtype}'"
                 )
             self._check_shape(spec, given.shape)
-            tails.append(given.shape[1:])
+            shapes.append(given.shape)
         if self.rows_max:
             rows = self._rows(signature.tensors, order)
+        if self._reshapes:
+            shapes = [self._reshaped(*pair) for pair in zip(shapes, self._reshapes, strict=True)]
         in_order = order == tuple(range(len(order)))
-        key = tuple(tails) if self.rows_max else None
-        return Plan(rows, key, None if in_order else order, self._wanted(signature))
+        return Plan(
+            rows,
+            tuple([shape[1:] for shape in shapes]) if self.rows_max else None,
+            None if in_order else order,
+            self._wanted(signature),
+            shapes if self._reshapes else None,
+        )
+
+    def _reshaped(self, shape: tuple[int, ...], row: tuple[int, ...] | None) -> tuple[int, ...]:
+        """The shape at the model of a tensor that callers send as ``shape``."""
+        if row is None:
+            return shape
+        first = shape[:1] if self.rows_max else ()
+        size, fixed = prod(shape[len(first) :]), prod(dim for dim in row if dim >= 0)
+        if size % fixed:
+            raise _invalid(
+                f"an input of shape {_brackets(shape)} cannot be reshaped to {_brackets(row)} for "
+                f"model '{self.model}'"
+            )
+        return (*first, *[size // fixed if dim < 0 else dim for dim in row])
 
     def _order(self, tensors: Sequence[TensorSpec]) -> tuple[int, ...]:
         positions: dict[int, int] = {}

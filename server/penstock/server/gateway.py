@@ -42,6 +42,8 @@ class Gateway:
         arrays = request.arrays
         if plan.order is not None:
             arrays = [arrays[i] for i in plan.order]
+        if plan.shapes is not None:
+            arrays = [a.reshape(shape) for a, shape in zip(arrays, plan.shapes, strict=True)]
         job = Job(request, arrays, plan.rows, plan.key, plan.wanted, on_done, context)
         lane.submit(job)
         return job

@@ -23,6 +23,7 @@ from time import monotonic_ns, time_ns
 
 from penstock.backends.base import Session
 from penstock.protocol.errors import Code, InferError
+from penstock.protocol.message import InferReply
 from penstock.server.admission import Admission
 from penstock.server.batching import BatchQueue
 from penstock.server.curve import BatchCurve
@@ -50,8 +51,8 @@ class Lane:
 
     ``sessions`` holds one session for each thread worker; a thread-safe session may stand in it
     several times. ``admission`` tells whether a request fits, and whether the model batches at all
-    (``rows_max`` > 0); ``policy`` who may wait and how long. The lane owns the sessions and closes
-    them.
+    (``rows_max`` > 0); ``policy`` who may wait and how long; ``reshapes`` how outputs differ for
+    callers. The lane owns the sessions and closes them.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Lane:
         admission: Admission,
         *,
         policy: LanePolicy | None = None,
+        reshapes: Sequence[tuple[int, ...] | None] = (),
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         self.name = name
@@ -79,7 +81,7 @@ class Lane:
         self._inline = False
         self._run_ns = THREADS_ABOVE_NS
         self._curve = BatchCurve(self._queue.rows_max)
-        self._splitter = Splitter(name, version, admission.outputs, self._batches)
+        self._splitter = Splitter(name, version, admission.outputs, self._batches, reshapes)
         self._stacker = Stacker(len(self._sessions[0].inputs))
         self._threads: list[ThreadWorker] = []
         self._parked: list[ThreadWorker] = []
@@ -244,6 +246,12 @@ class Lane:
     def _finish(self, run: BatchRun) -> None:
         now = monotonic_ns()
         self._learn(run.infer_ns if run.infer_ns else now - run.started_ns)
+        replies: list[InferReply | None] = []
+        if run.error is None:
+            try:
+                replies = self._splitter.split(run.jobs, run.outputs)
+            except ValueError as error:  # Outputs that cannot have the shape that is declared.
+                run.error = InferError(Code.INTERNAL, f"model '{self.name}': {error}")
         if run.error is not None:
             for job in run.jobs:
                 self._fail(job, run.error, FailReason.BACKEND, now)
@@ -260,7 +268,6 @@ class Lane:
             self._curve.observe(run.rows, run.infer_ns // run.workers)
         latencies: list[int] = []
         waits: list[int] = []
-        replies = self._splitter.split(run.jobs, run.outputs)
         for job, reply in zip(run.jobs, replies, strict=True):
             # Looked at again: an earlier job's callback may have cancelled this one.
             if reply is None or job.state is State.DONE:

@@ -179,6 +179,19 @@ def metadata_specs(config: ModelConfig) -> tuple[tuple[TensorSpec, ...], tuple[T
     return specs(config.inputs), specs(config.outputs)
 
 
+Reshapes = tuple[tuple[int, ...] | None, ...]
+
+
+def reshapes(config: ModelConfig) -> tuple[Reshapes, Reshapes]:
+    """(per input, the row shape that the model takes; per output, the one that callers get).
+
+    None where it is the same on both sides. At most one size is -1: what the elements leave.
+    """
+    inputs = tuple(tensor.reshape for tensor in config.inputs)
+    outputs = tuple(t.dims if t.reshape is not None else None for t in config.outputs)
+    return inputs, outputs
+
+
 def _known(config: ModelConfig, tensor: TensorConfig) -> DType:
     if tensor.dtype is None:
         raise ConfigError(config.where, f"tensor '{tensor.name}' has no data_type yet")

@@ -120,7 +120,9 @@ class _Joining:
             ranks = {spec.name: len(spec.shape) for spec in specs}
             for tensor in getattr(self.message, kind):
                 if tensor.dims and tensor.name in ranks:
-                    return len(tensor.dims) < ranks[tensor.name]
+                    reshaped = tensor.HasField("reshape")
+                    dims = tensor.reshape.shape if reshaped else tensor.dims
+                    return len(dims) < ranks[tensor.name]
         return True
 
     def fill_tensors(self) -> None:
@@ -191,7 +193,8 @@ class _Joining:
                 f"free, but it {first} (shape {_text(spec.shape)}); export the model with a "
                 "dynamic batch axis, or set max_batch_size: 0 and state dims with all dimensions"
             )
-        shape = (-1, *tensor.dims) if max_batch_size else tensor.dims
+        dims = tensor.dims if tensor.reshape is None else tensor.reshape
+        shape = (-1, *dims) if max_batch_size else dims
         if len(shape) != len(spec.shape) or any(
             want not in (-1, dim) for want, dim in zip(spec.shape, shape, strict=True)
         ):

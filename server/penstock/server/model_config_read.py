@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any, Final, NoReturn
 
 from penstock.protocol.dtype import BY_NAME, BYTES, DType
@@ -162,7 +163,7 @@ class _Reader:
             name=tensor.name,
             dtype=self._dtype(path, tensor.data_type) if tensor.data_type else None,
             dims=self._dims(f"{path}.dims", tensor.dims),
-            reshape=tuple(tensor.reshape.shape) if tensor.HasField("reshape") else None,
+            reshape=self._reshape(path, tensor) if tensor.HasField("reshape") else None,
             optional=is_input and tensor.optional,
             label_filename=(
                 "" if is_input else self._filename(f"{path}.label_filename", tensor.label_filename)
@@ -184,6 +185,23 @@ class _Reader:
                     f"dimension, not {dim}"
                 )
         return tuple(dims)
+
+    def _reshape(self, path: str, tensor: Any) -> tuple[int, ...]:
+        dims = self._dims(f"{path}.dims", tensor.dims)
+        shape = self._dims(f"{path}.reshape.shape", tensor.reshape.shape)
+        free = (dims.count(-1), shape.count(-1))
+        if not dims or free not in ((0, 0), (1, 1)):
+            self._fail(
+                f"{path}.reshape: dims {list(dims)} and reshape {list(shape)} must both be fixed, "
+                "or have one -1 each"
+            )
+        held, wanted = prod(dims), prod(shape)
+        if held != wanted if free == (0, 0) else (held % wanted and wanted % held):
+            self._fail(
+                f"{path}.reshape: dims {list(dims)} and reshape {list(shape)} have different "
+                "numbers of elements"
+            )
+        return shape
 
     # -- versions, batching, instances
 

@@ -25,10 +25,6 @@ REFUSED: Final[dict[str, str]] = {
     "output.is_shape_tensor": "TensorRT shape tensors are not implemented",
     "input.is_non_linear_format_io": "TensorRT's non-linear formats are not implemented",
     "output.is_non_linear_format_io": "TensorRT's non-linear formats are not implemented",
-    "input.reshape": "reshaping is not implemented; state the model's own dims (for one value a "
-    "row: leave dims out)",
-    "output.reshape": "reshaping is not implemented; state the model's own dims (for one value a "
-    "row: leave dims out)",
     "model_operations": "libraries of custom operators execute code and are not loaded",
     "model_repository_agents": "repository agents are not implemented, and a skipped checksum "
     "would go unnoticed",

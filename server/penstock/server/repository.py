@@ -21,7 +21,14 @@ from penstock.backends.batchable import supports_batching
 from penstock.protocol.message import Array, ModelMetadata, TensorSpec
 from penstock.server.admission import Admission
 from penstock.server.lane import Lane
-from penstock.server.model_config import ConfigError, ModelConfig, Warmup, metadata_specs
+from penstock.server.model_config import (
+    ConfigError,
+    ModelConfig,
+    Warmup,
+    WarmupInput,
+    metadata_specs,
+    reshapes,
+)
 from penstock.server.model_config_complete import complete, load_labels
 from penstock.server.model_config_parse import parse_pbtxt
 from penstock.server.models import Loaded, ModelState, ModelTable, ModelVersion
@@ -184,18 +191,15 @@ class Repository:
     ) -> Loaded:
         config = prepared.config
         inputs, outputs = metadata_specs(config)
-        admission = Admission(
-            name,
-            inputs,
-            outputs,
-            config.max_batch_size or 0,
-        )
+        input_shapes, output_shapes = reshapes(config)
+        admission = Admission(name, inputs, outputs, config.max_batch_size or 0, input_shapes)
         lane = Lane(
             name,
             str(version),
             prepared.sessions,
             admission,
             policy=policy_of(config.dynamic_batching, self._options.queue_jobs_max),
+            reshapes=output_shapes,
         )
         lane.learned(prepared.run_ns)
         metadata = ModelMetadata(
@@ -284,16 +288,23 @@ def _warm_input(spec: TensorSpec, warmup: Warmup, config: ModelConfig, folder: P
     if given is None:
         raise LoadError(f"warm-up '{warmup.name}' has no input '{spec.name}'")
     batch = (max(1, warmup.batch_size),) if config.max_batch_size else ()
-    shape = (*batch, *given.dims)
+    made = _made_up(given, (*batch, *given.dims), folder)
+    for tensor in config.inputs:
+        if tensor.name == spec.name and tensor.reshape is not None:
+            return made.reshape((*batch, *tensor.reshape))
+    return made
+
+
+def _made_up(given: WarmupInput, shape: tuple[int, ...], folder: Path) -> Array:
     if given.data == "file":
         raw = (folder / "warmup" / given.filename).read_bytes()
         one = np.frombuffer(raw, given.dtype.numpy).reshape(given.dims)
         return np.ascontiguousarray(np.broadcast_to(one, shape))
-    if given.data == "random" and not given.dtype.numpy.hasobject:
+    if given.dtype.numpy.hasobject:
+        return np.full(shape, b"", dtype=object)
+    if given.data == "random":
         values = np.random.default_rng(0).random(shape)
         return np.asarray(values * (1 if given.dtype.numpy.kind == "f" else 2)).astype(
             given.dtype.numpy
         )
-    if given.dtype.numpy.hasobject:
-        return np.full(shape, b"", dtype=object)
     return np.zeros(shape, given.dtype.numpy)

@@ -22,14 +22,21 @@ class Splitter:
     """Makes the replies of one model version.
 
     ``outputs`` are declared in the session's order; ``batches`` says whether their first dimension
-    is the batch. Remembers at most ``SIGNATURES_MAX`` signatures.
+    is the batch. ``reshapes`` are, per output, the shape of a row for callers where it is not the
+    model's. Remembers at most ``SIGNATURES_MAX`` signatures.
     """
 
-    __slots__ = ("_batches", "_by_shape", "_count", "_model", "_outputs", "_version")
+    __slots__ = ("_batches", "_by_shape", "_count", "_model", "_outputs", "_reshapes", "_version")
 
     def __init__(
-        self, model: str, version: str, outputs: Sequence[TensorSpec], batches: bool
+        self,
+        model: str,
+        version: str,
+        outputs: Sequence[TensorSpec],
+        batches: bool,
+        reshapes: Sequence[tuple[int, ...] | None] = (),
     ) -> None:
+        self._reshapes = tuple(reshapes) if any(r is not None for r in reshapes) else ()
         self._model = model
         self._version = version
         self._outputs = tuple(outputs)
@@ -38,7 +45,13 @@ class Splitter:
         self._count = 0
 
     def split(self, jobs: Sequence[Job], outputs: Sequence[Array]) -> list[InferReply | None]:
-        """The reply of each job, views of ``outputs``; None for jobs that are done already."""
+        """The reply of each job, views of ``outputs``; None for jobs that are done already.
+
+        Raises:
+            ValueError: an output cannot have the shape that is declared for it.
+        """
+        if self._reshapes:
+            outputs = [self._reshaped(*p) for p in zip(outputs, self._reshapes, strict=True)]
         known = self._known(outputs)
         alone = len(jobs) == 1 or not self._batches
         model, version = self._model, self._version
@@ -61,6 +74,11 @@ class Splitter:
                 InferReply(signature, arrays, model=model, version=version, id=job.request.id)
             )
         return replies
+
+    def _reshaped(self, output: Array, row: tuple[int, ...] | None) -> Array:
+        if row is None:
+            return output
+        return output.reshape((len(output), *row) if self._batches else row)
 
     def _known(self, outputs: Sequence[Array]) -> _Known:
         if self._batches:

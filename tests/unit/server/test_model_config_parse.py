@@ -234,7 +234,6 @@ class TestRefusals:
             ("batch_input { kind: BATCH_ITEM_SHAPE }", "batch_input"),
             ("batch_output { target_name: 'a' }", "batch_output"),
             ("input { name: 'x' allow_ragged_batch: true }", "input[0].allow_ragged_batch"),
-            ("input { name: 'x' reshape {} }", "input[0].reshape"),
             ("output { name: 'x' is_shape_tensor: true }", "output[0].is_shape_tensor"),
             ("model_operations { op_library_filename: 'x.so' }", "model_operations"),
             ("model_repository_agents {}", "model_repository_agents"),

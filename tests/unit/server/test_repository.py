@@ -283,6 +283,69 @@ async def test_onnx_models(site):
     assert (await site.predict("fixed", np.ones((3, 2), "f4")))["OUTPUT0"].shape == (3, 2)
 
 
+RESHAPED = """
+max_batch_size: 4
+input {{ name: "INPUT0" data_type: TYPE_INT32 dims: {outside} reshape {{ shape: {inside} }} }}
+output {{ name: "OUTPUT0" data_type: TYPE_INT32 dims: {outside} reshape {{ shape: {inside} }} }}
+model_warmup {{ name: "w" batch_size: 2 inputs {{ key: "INPUT0"
+  value {{ data_type: TYPE_INT32 dims: {warm} zero_data: true }} }} }}
+"""
+
+
+@pytest.mark.parametrize(
+    ("model", "outside", "inside", "row"),
+    [
+        ("2,8", "[16]", "[2, 8]", (16,)),
+        ("16", "[2, 8]", "[16]", (2, 8)),
+        ("-1,4", "[-1]", "[-1, 4]", (12,)),
+        ("-1", "[-1, 4]", "[-1]", (3, 4)),
+    ],
+)
+async def test_tensors_are_reshaped_on_the_way(site, model, outside, inside, row):
+    warm = outside.replace("-1", "8")
+    site.fake("m", RESHAPED.format(outside=outside, inside=inside, warm=warm), shape=model)
+    await site.load()
+    assert site.states() == {("m", "1"): READY}
+    array = np.arange(2 * np.prod(row), dtype=np.int32).reshape(2, *row)
+    out = (await site.predict("m", array))["OUTPUT0"]
+    assert out.shape == array.shape
+    assert out.tolist() == array.tolist()
+
+
+async def test_one_value_a_row_in_tritons_idiom(site):
+    write_identity(site.root / "m" / "1" / "model.onnx", dt.FP32, ("N",))
+    (site.root / "m" / "config.pbtxt").write_text(
+        """max_batch_size: 8
+        input { name: "INPUT0" data_type: TYPE_FP32 dims: [ 1 ] reshape { shape: [ ] } }
+        output { name: "OUTPUT0" data_type: TYPE_FP32 dims: [ 1 ] reshape { shape: [ ] } }"""
+    )
+    await site.load()
+    assert site.table.find("m").metadata.inputs[0].shape == (-1, 1)
+    out = (await site.predict("m", np.array([[1.5], [2.5]], np.float32)))["OUTPUT0"]
+    assert out.tolist() == [[1.5], [2.5]]
+
+
+@pytest.mark.parametrize(
+    ("outside", "inside", "complaint"),
+    [
+        ("[16]", "[3, 5]", "different numbers"),
+        ("[-1]", "[16]", "one -1 each"),
+        ("[-1, -1]", "[-1, -1]", "one -1 each"),
+    ],
+)
+async def test_reshapes_that_cannot_be(site, outside, inside, complaint):
+    site.fake("m", RESHAPED.format(outside=outside, inside=inside, warm="[16]"), shape="16")
+    await site.load()
+    assert complaint in site.reason("m", "")
+
+
+async def test_an_input_that_does_not_divide(site):
+    site.fake("m", RESHAPED.format(outside="[-1]", inside="[-1, 4]", warm="[8]"), shape="-1,4")
+    await site.load()
+    with pytest.raises(InferError, match="cannot be reshaped"):
+        await site.predict("m", np.zeros((1, 7), np.int32))
+
+
 async def test_metadata_and_configuration(site):
     site.fake("m", 'max_batch_size: 4 input { name: "INPUT0" }', shape="-1,3")
     await site.load()
