@@ -206,18 +206,20 @@ class Lane:
     def _pull(self, worker: ThreadWorker) -> list[Job] | None:
         helper = None
         with self._lock:
-            jobs = [] if self._inline else self._take()
+            jobs: list[Job] | None = [] if self._inline else self._take()
             if jobs:
                 # This worker is busy now: what it left is for one that sleeps.
                 if self._parked and self._queue:
                     helper = self._parked.pop()
             elif self._closing and not self._queue:
-                return None
+                jobs = None
             else:
                 self._parked.append(worker)
         if helper is not None:
             helper.unpark()
-        if self._expired and not jobs:
+        # The last thing before the model runs and the GIL is free: woken any sooner, the loop would
+        # only wait for it.
+        if self._finished or self._expired:
             self._notify()
         return jobs
 
@@ -226,7 +228,6 @@ class Lane:
         for run in runs:
             run.workers = awake
         self._finished.extend(runs)
-        self._notify()
 
     def _notify(self) -> None:
         # Set before the call and cleared before the drain: a result is never left behind.

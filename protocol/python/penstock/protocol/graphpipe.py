@@ -257,12 +257,7 @@ def _request(signature: Signature, arrays: list[Array], config: Config) -> Infer
     if config is NO_CONFIG:
         return InferRequest(signature, arrays)
     return InferRequest(
-        signature,
-        arrays,
-        id=config.id,
-        parameters=config.parameters,
-        timeout_us=config.timeout_us,
-        priority=config.priority,
+        signature, arrays, "", "", config.id, config.parameters, config.timeout_us, config.priority
     )
 
 
