@@ -48,6 +48,11 @@ def names() -> tuple[str, ...]:
     return tuple(sorted({*_BUILT_IN, *_outside()}))
 
 
+def offered() -> tuple[str, ...]:
+    """The names that are of use to an operator: all but the one that is made for tests."""
+    return tuple(name for name in names() if name != "fake")
+
+
 def canonical(name: str) -> str:
     """The backend's own name for a ``backend`` or ``platform`` value; unknown ones as they are."""
     return _ALIASES.get(name, name)
@@ -79,7 +84,7 @@ def _make(name: str) -> Backend:
         elif name in _outside():
             made = _outside()[name]()()
         else:
-            raise LoadError(f"there is no backend {name!r}; known are {', '.join(names())}")
+            raise LoadError(f"there is no backend {name!r}; known are {', '.join(offered())}")
     except (ImportError, AttributeError) as error:
         raise LoadError(f"backend {name!r} cannot be imported: {error}") from error
     return cast(Backend, made)

@@ -13,9 +13,11 @@ RunError (``caller_fault`` if they came in, not if the model made them).
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -46,6 +48,8 @@ DTYPES: Final[dict[str, DType]] = {
 ONNX_BFLOAT16: Final = 16
 """TensorProto.BFLOAT16; its name is in the onnx package, which serving does not need."""
 
+_LFS: Final = b"version https://git-lfs"
+
 _LOADING = threading.Lock()
 """Creating sessions at the same time from several threads is racy inside the engine."""
 
@@ -67,6 +71,7 @@ class OnnxRuntimeBackend:
         path = source.path / self.default_filename if source.path.is_dir() else source.path
         if not path.is_file():
             raise LoadError(f"{source.name}: there is no file {path}")
+        _refuse_what_is_no_model(path)
         wanted = providers(ort, source)
         options = session_options(ort, source)
         try:
@@ -75,7 +80,7 @@ class OnnxRuntimeBackend:
                 made = ort.InferenceSession(str(path), options, wanted, enable_fallback=0)
                 made.disable_fallback()
         except Exception as error:
-            raise LoadError(f"{source.name}: cannot load {path}: {_reason(error)}") from error
+            raise LoadError(f"cannot load {path}: {_reason(error)}") from error
         if made.get_providers()[0] != wanted[0][0]:
             raise LoadError(
                 f"{source.name}: device {source.device!r} was asked for, "
@@ -199,12 +204,28 @@ def _closed(*_: object) -> list[Array]:
 
 
 def _engine() -> Any:
+    # Newer engines report usage to their maker from a thread, and keep a database in the home
+    # directory for it. Only this variable stops both, and it is read at the import.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         return importlib.import_module("onnxruntime")
     except ImportError as error:
         raise LoadError(
             f"backend 'onnxruntime' needs its engine: pip install 'penstock[onnx]' ({error})"
         ) from error
+
+
+def _refuse_what_is_no_model(path: Path) -> None:
+    """What the engine would call a failure of its parser, or a number."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(len(_LFS))
+    except OSError as error:
+        raise LoadError(f"cannot read {path}: {error.strerror}") from error
+    if not head:
+        raise LoadError(f"{path} is empty: copy the model there again")
+    if head == _LFS:
+        raise LoadError(f"{path} is a pointer of Git LFS, not the model: run git lfs pull")
 
 
 def _session_class(source: ModelSource, made: Any) -> type[OnnxRuntimeSession]:

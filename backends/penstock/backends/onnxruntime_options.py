@@ -208,8 +208,8 @@ def providers(ort: Any, source: ModelSource) -> list[tuple[str, dict[str, str]]]
     if "CUDAExecutionProvider" not in ort.get_available_providers():
         raise LoadError(
             f"device {source.device!r} was asked for, but onnxruntime {ort.__version__} is built "
-            "without CUDA; replace the package: pip uninstall onnxruntime, "
-            "then pip install onnxruntime-gpu"
+            "without CUDA; for the CPU state kind: KIND_CPU in instance_group, for CUDA "
+            "pip uninstall onnxruntime, then pip install onnxruntime-gpu"
         )
     return [("CUDAExecutionProvider", {"device_id": match[1], **cuda})]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import Final, NoReturn
@@ -38,13 +39,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; ``argv`` is without the program's name."""
     parser = build_parser()
     try:
-        arguments = parser.parse_args(argv)
+        arguments, unknown = parser.parse_known_args(argv)
+        if unknown:
+            _refuse(arguments, unknown)
     except SystemExit as end:  # --help, --version, or a mistake that argparse has told already
         return end.code if isinstance(end.code, int) else USAGE
     if arguments.command is None:
         parser.print_help(sys.stderr)
         return USAGE
     return _run(arguments.run, arguments)
+
+
+def _refuse(arguments: argparse.Namespace, unknown: Sequence[str]) -> NoReturn:
+    """Argparse would tell it for the whole program, and with the help of that alone."""
+    command = Parser(prog=" ".join(filter(None, ("penstock", arguments.command))), add_help=False)
+    text = f"unrecognized arguments: {' '.join(unknown)}"
+    if arguments.command == "serve" and not unknown[0].startswith("-"):
+        text += f"\n  what to serve is named with -m: penstock serve -m {shlex.quote(unknown[0])}"
+    command.error(text)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -78,6 +78,8 @@ def _clean(complaint: str) -> str:
     """Protobuf's words without the position, on one line, of bounded length, always printable."""
     words = " ".join(_POSITION.sub("", complaint).split())
     words = words.encode(errors="backslashreplace").decode()
+    if words.startswith("'': "):  # it quotes the line, and there is none
+        words = f"the text ends too early: {words[4:]}"
     if len(words) <= _QUOTE_CHARACTERS_MAX:
         return words
     half = _QUOTE_CHARACTERS_MAX // 2  # the quoted text comes first, what is wrong with it last

@@ -118,7 +118,7 @@ class Repository:
         return parse_pbtxt(model.config_text, model.config_path, name=model.name)
 
     def _refuse(self, name: str, version: str, reason: str) -> None:
-        _log.error("model %s %s is unavailable: %s", name, version, reason)
+        _log.error("model %s is unavailable: %s", f"{name} {version}".strip(), reason)
         self._models.set(ModelVersion(name, version, ModelState.UNAVAILABLE, reason))
 
     async def _load_version(
@@ -231,7 +231,7 @@ def _backend_and_artefact(
         present = ", ".join(p.name for p in sorted(folder.iterdir())) or "nothing"
         raise LoadError(
             f"{folder} holds {present}: expected one model file of a known kind "
-            f"(backends: {', '.join(catalog.names())}); or name one in config.pbtxt"
+            f"(backends: {', '.join(catalog.offered())}); or name one in config.pbtxt"
         )
     return _backend_for(candidates[0]), candidates[0]
 
@@ -239,7 +239,10 @@ def _backend_and_artefact(
 def _backend_for(path: Path) -> Backend:
     name = catalog.for_file(path)
     if name is None:
-        raise LoadError(f"no backend is known for {path.name}; name one in config.pbtxt")
+        raise LoadError(
+            f"no backend is known for {path.name}: ONNX models end with .onnx or .ort, others are "
+            "to be exported to ONNX; in a repository config.pbtxt may name a backend"
+        )
     return catalog.get(name)
 
 

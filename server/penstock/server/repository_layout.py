@@ -26,6 +26,7 @@ CONFIG_FILENAME: Final = "config.pbtxt"
 CONFIG_BYTES_MAX: Final = 1 << 20
 
 _VERSION = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)  # a version number is an int64
+_MODEL_ENDINGS: Final = (".onnx", ".ort")
 _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9_.-]+", re.ASCII)
 
 
@@ -65,7 +66,7 @@ def scan(roots: Sequence[Path], *, config_name: str = "") -> list[ModelDirectory
     ``config_name`` picks ``configs/<config_name>.pbtxt`` in the models that have it.
 
     Raises:
-        LayoutError: a root is missing, unreadable, or one model's directory.
+        LayoutError: a root is missing, unreadable, one model's directory, or loose model files.
     """
     # The name comes from the path as given: a store may link model.onnx to a file of any name.
     distinct = {os.path.realpath(root): Path(os.path.abspath(root)) for root in roots}
@@ -129,6 +130,8 @@ def _scan_root(root: Path, config_name: str) -> list[ModelDirectory]:
     except OSError as error:
         raise LayoutError(f"cannot read model repository {root}: {error.strerror}") from error
     _refuse_model_directory(root, folders)
+    if not folders:
+        _refuse_loose_files(root, [entry.name for entry in entries])
     return [_scan_model(folder, config_name) for folder in folders]
 
 
@@ -149,6 +152,22 @@ def _refuse_model_directory(root: Path, folders: Sequence[Path]) -> None:
             f"{root} is the directory of one model, not a model repository; "
             f"name the directory that holds it: {root.parent}"
         )
+
+
+def _refuse_loose_files(root: Path, names: Sequence[str]) -> None:
+    """Model files without a directory each: served as a repository they would be no model."""
+    found = [name for name in names if name.endswith(_MODEL_ENDINGS)]
+    if not found:
+        return
+    if _VERSION.fullmatch(root.name):
+        raise LayoutError(
+            f"{root} is one version of a model, not a model repository; "
+            f"name the directory that holds the model: {root.parent.parent}"
+        )
+    raise LayoutError(
+        f"{root} holds {', '.join(found[:8])} but no model's directory; name each file itself "
+        f"(-m {root / found[0]}), or move it to {root / Path(found[0]).stem / '1'}"
+    )
 
 
 def _has_versions(folder: Path) -> bool:

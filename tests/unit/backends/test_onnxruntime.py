@@ -1,5 +1,7 @@
 """ONNX Runtime keeps the contract, for every element type, and says clearly what it refuses."""
 
+import os
+import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -64,6 +66,35 @@ def test_declares_specs_and_symbols(add_sub, load):
     )
     assert [spec.name for spec in session.outputs] == ["OUTPUT0", "OUTPUT1"]
     assert session.symbols == ("N", "N", "N", "N")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "run git lfs pull"),
+        (b"\x08\x07garbage", "cannot load"),
+    ],
+)
+def test_says_what_a_file_is_that_is_no_model(tmp_path, load, content, told):
+    (tmp_path / "model.onnx").write_bytes(content)
+    with pytest.raises(LoadError, match=told):
+        load(tmp_path / "model.onnx")
+
+
+def test_the_engine_reports_nothing_to_its_maker(tmp_path, add_sub):
+    home = tmp_path / "home"
+    home.mkdir()
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from penstock.backends.base import ModelSource\n"
+        "from penstock.backends.onnxruntime import OnnxRuntimeBackend\n"
+        "OnnxRuntimeBackend().load(ModelSource('m', Path(sys.argv[1]))).close()"
+    )
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("ORT_", "XDG_"))}
+    env["HOME"] = str(home)
+    subprocess.run([sys.executable, "-c", code, str(add_sub)], env=env, check=True, timeout=60)
+    assert list(home.rglob("*")) == []
 
 
 def test_every_wire_type_has_an_engine_type():

@@ -233,6 +233,18 @@ def test_bad_arguments(connect: Any) -> None:
         client.infer("m", {"x": [1]}, dtypes={"x": "FP99"})
     with pytest.raises(ValueError, match="no such inputs"):
         client.infer("m", {"x": [1]}, dtypes={"y": "FP32"})
+    with pytest.raises(ValueError, match="no such inputs; name the input"):
+        client.infer("m", [1], dtypes={"x": "FP32"})
+    with pytest.raises(ValueError, match=r"input 'x': .*inhomogeneous"):
+        client.infer("m", {"x": [[1], [2, 3]]})
+    with pytest.raises(TypeError, match="the input: None is no tensor"):
+        client.infer("m", None)
+    with pytest.raises(TypeError, match="version 1: both are text"):
+        client.infer("m", {"x": [1]}, version=1)
+    with pytest.raises(ValueError, match="timeout is None"):
+        connect("http://h", timeout=None)
+    with pytest.raises(ValueError, match="'http://h:99999': Port out of range"):
+        connect("http://h:99999")
     with pytest.raises(TypeError, match="sequence"):
         client.infer("m", {"x": [1]}, outputs="y")
     with pytest.raises(ValueError, match="priority"):

@@ -142,7 +142,9 @@ def test_without_a_command(capsys: pytest.CaptureFixture[str]) -> None:
         (["serve", "--http-port", "x"], "argument --http-port: 'x' is not a port; write 1 to"),
         (["serve", "--uds-mode", "9"], "argument --uds-mode: '9' is no file mode; write octal"),
         (["serve", "--http-max-body-bytes", "9 potatoes"], "'9 potatoes' is not a size"),
-        (["serve", "--http-p", "1"], "unrecognized arguments: --http-p"),
+        (["serve", "--http-p", "1"], "penstock serve: error: unrecognized arguments: --http-p"),
+        (["serve", "a b"], "what to serve is named with -m: penstock serve -m 'a b'"),
+        (["models", "x"], "penstock models: error: unrecognized arguments: x"),
         (["serve", "--log-level", "loud"], "argument --log-level: invalid choice: 'loud'"),
         (["models", "--timeout", "0"], "argument --timeout: '0': the time must be more than 0"),
         (["serve"], "nothing to serve: name a model repository, or try the demonstration"),
@@ -277,6 +279,22 @@ def test_errors_of_a_server(error: Exception, text: str, monkeypatch: pytest.Mon
     with refused(monkeypatch, error) as (told,):
         assert told.text("infer") == text
         assert told.status == 1
+
+
+def test_a_version_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Told, "models", lambda _: (ModelStatus("m", "1"), ModelStatus("b", "2")))
+    with refused(monkeypatch, InferError(Code.NOT_FOUND, "version 3 is not found")) as (told,):
+        assert told.hint == "versions of m there: 1"
+
+
+def test_another_port_than_the_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "Client", Told)
+    with (
+        pytest.raises(CommandError) as caught,
+        remote.connected("http://h", protocol="v2", timeout_s=2),
+    ):
+        raise InferError(Code.NOT_FOUND, "Not Found")
+    assert caught.value.hint == "is http://h a model server? --url URL asks another server"
 
 
 # --- terminals

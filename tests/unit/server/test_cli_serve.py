@@ -169,6 +169,20 @@ def test_an_empty_repository() -> None:
     assert "curl" not in text
 
 
+def test_when_nothing_is_served() -> None:
+    lines = startup_lines([], ADDRESSES, Terminal())
+    assert lines[:3] == [
+        "HTTP       http://127.0.0.1:8000",
+        "Metrics    http://127.0.0.1:8002/metrics",
+        "",
+    ]
+    gpu = ModelLine("m", "1", "UNAVAILABLE", reason="without CUDA; pip install onnxruntime-gpu")
+    text = "\n".join(startup_lines([gpu], ADDRESSES, Terminal()))
+    assert text.endswith(
+        "What to do: correct it and start again; the server runs without any model meanwhile"
+    )
+
+
 def test_many_models_share_a_pattern() -> None:
     models = [dataclasses.replace(DIGITS, name=f"m{i}") for i in range(MODELS_URLS_MAX + 1)]
     text = "\n".join(startup_lines(models, ADDRESSES, Terminal(), default_model="m3"))

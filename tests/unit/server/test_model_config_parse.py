@@ -352,3 +352,8 @@ def test_demo_configuration() -> None:
     assert config.outputs[0].label_filename == "labels.txt"
     assert config.dynamic_batching is not None
     assert config.ignored == ()
+
+
+def test_a_text_that_ends_too_early() -> None:
+    with pytest.raises(ConfigError, match=r'the text ends too early: Expected ","'):
+        parse_pbtxt('input [ { name: "x" }\n', "config.pbtxt", name="m")

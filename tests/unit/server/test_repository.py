@@ -98,7 +98,7 @@ async def test_bad_models_do_not_stop_good_ones(site):
     bad = {
         "garbage_onnx": ("1", "garbage_onnx"),
         "bad_pbtxt": ("", "max_batch"),
-        "unknown_backend": ("1", "there is no backend 'warp'; known are fake, onnxruntime"),
+        "unknown_backend": ("1", "there is no backend 'warp'; known are onnxruntime"),
         "wrong_input": ("1", "unexpected inference input 'IMAGE'"),
         "wrong_output": ("1", "unexpected inference output 'SCORES'"),
         "wrong_type": ("1", "TYPE_FP32"),

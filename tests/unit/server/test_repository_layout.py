@@ -59,6 +59,20 @@ class TestScan:
         assert scan([root]) == []
         assert scan([]) == []
 
+    def test_loose_model_files(self, root: Path) -> None:
+        put(root / "b.onnx")
+        put(root / "a.ort")
+        with pytest.raises(LayoutError) as caught:
+            scan([root])
+        assert str(caught.value) == (
+            f"{root} holds a.ort, b.onnx but no model's directory; name each file itself "
+            f"(-m {root}/a.ort), or move it to {root}/a/1"
+        )
+        put(root / "m" / "1" / "model.onnx")
+        assert only(root).name == "m"
+        with pytest.raises(LayoutError, match=rf"1 is one version of a model.*: {root}$"):
+            scan([root / "m" / "1"])
+
     def test_without_configuration(self, root: Path) -> None:
         put(root / "m" / "1" / "model.onnx")
         model = only(root)

@@ -54,7 +54,10 @@ def parse(url: str) -> Endpoint:
     if parts.query or parts.fragment:
         raise ValueError(f"{url!r}: a query or a fragment has no meaning here")
     default = _PORTS[parts.scheme]
-    port = parts.port or default
+    try:
+        port = parts.port or default
+    except ValueError as error:
+        raise ValueError(f"{url!r}: {error}") from None
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return Endpoint(
         host=parts.hostname,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any, Final
 
 import numpy as np
@@ -65,12 +66,16 @@ class RequestBuilder:
             TypeError: a value cannot be sent, or not as the type asked for.
             ValueError: an unknown type name, a negative priority, a name twice.
         """
+        if not isinstance(model, str) or not isinstance(version, str):
+            raise TypeError(f"model {model!r}, version {version!r}: both are text, as '1'")
         if priority < 0:
             raise ValueError(f"priority is {priority}; 0 is the model's default, 1 the highest")
         named: Mapping[str, Any] = inputs if isinstance(inputs, Mapping) else {"": inputs}
         wanted = _NO_DTYPES if dtypes is None else dtypes
         if wanted and not wanted.keys() <= named.keys():
-            raise ValueError(f"dtypes for {sorted(wanted.keys() - named.keys())}: no such inputs")
+            advice = "" if isinstance(inputs, Mapping) else "; name the input: {name: value}"
+            unknown = sorted(wanted.keys() - named.keys())
+            raise ValueError(f"dtypes for {unknown}: no such inputs{advice}")
         key: list[object] = []
         arrays: list[Array] = []
         for name, value in named.items():
@@ -108,7 +113,7 @@ def timeout_checked(timeout_s: float) -> float:
     Raises:
         ValueError: it is not positive or not finite: every call of this client ends.
     """
-    if not 0 < timeout_s < math.inf:
+    if not isinstance(timeout_s, Real) or not 0 < timeout_s < math.inf:
         raise ValueError(f"timeout is {timeout_s}; it must be a positive number of seconds")
     return timeout_s
 
@@ -128,11 +133,19 @@ def _tensor(name: str, value: Any, wanted: str | DType | None) -> tuple[DType, A
     try:
         return wire_array(*_converted(value, wanted))
     except TypeError as error:
-        raise TypeError(f"input {name!r}: {error}") from None
+        raise TypeError(f"{_called(name)}: {error}") from None
+    except ValueError as error:  # rows of different lengths, an unknown type
+        raise ValueError(f"{_called(name)}: {error}") from None
+
+
+def _called(name: str) -> str:
+    return f"input {name!r}" if name else "the input"
 
 
 def _converted(value: Any, wanted: str | DType | None) -> tuple[object, DType | None]:
     """Values without a type of their own (lists, numbers) take the type asked for."""
+    if value is None:
+        raise TypeError("None is no tensor")
     if wanted is None:
         return value, None
     dtype = dt.BY_NAME.get(wanted) if isinstance(wanted, str) else wanted

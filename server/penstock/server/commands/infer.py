@@ -103,7 +103,8 @@ def _infer(client: Client, metadata: ModelMetadata, arguments: argparse.Namespac
     result = client.infer(
         arguments.model, inputs.arrays, dtypes=inputs.dtypes, version=arguments.version
     )
-    write_result(result, arguments.output)
+    name, version = metadata.name or arguments.model, metadata.version or arguments.version
+    write_result(result, arguments.output, model=name, version=version)
     return 0
 
 

@@ -84,7 +84,8 @@ def _value(text: str, whole: str) -> Any:
     except OSError as error:
         raise _wrong(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, EOFError) as error:
-        raise _wrong(f"cannot read {path}: {error}") from error
+        hint = "\n  save strings as text: array.astype(str)" if "allow_pickle" in str(error) else ""
+        raise _wrong(f"cannot read {path}: {error}{hint}") from error
 
 
 def _json(text: str, where: str) -> Any:
@@ -130,7 +131,10 @@ def _floats(spec: TensorSpec, array: Array, dtype: np.dtype[Any]) -> Array:
     if array.dtype.kind not in "iuf":
         raise _unfit(spec, array)
     with np.errstate(over="ignore"):
-        return array.astype(dtype, copy=False)
+        made = array.astype(dtype, copy=False)
+    if array.dtype != dtype and not np.array_equal(np.isinf(made), np.isinf(array)):
+        raise _wrong(f"input {spec.name!r} takes {spec.dtype.name}; some values are too large")
+    return made
 
 
 def _unfit(spec: TensorSpec, array: Array) -> CommandError:

@@ -24,11 +24,18 @@ if TYPE_CHECKING:
     from penstock.server.commands.remote import Result
 
 
-def write_result(result: Result, form: str) -> None:
-    """``form`` is ``text``, ``json`` (both to stdout) or the path of a file."""
+def write_result(result: Result, form: str, *, model: str = "", version: str = "") -> None:
+    """``form`` is ``text``, ``json`` (both to stdout) or the path of a file.
+
+    ``model`` and ``version`` are what was asked: a GraphPipe reply does not name what answered.
+    """
     dtypes = [spec.dtype for spec in result.reply.signature.tensors]
     if form == "json":
-        print(json.dumps(document(result, dtypes)))
+        answered = {
+            "model": result.reply.model or model,
+            "version": result.reply.version or version,
+        }
+        print(json.dumps({**answered, **document(result, dtypes)}))
     elif form == "text":
         forgive(sys.stdout)
         print("\n".join(lines(result, dtypes)))
@@ -53,10 +60,8 @@ def lines(result: Result, dtypes: list[DType]) -> list[str]:
 
 
 def document(result: Result, dtypes: list[DType]) -> dict[str, Any]:
-    """As a v2 reply, but with nested data; BYTES are text with escapes for what is not UTF-8."""
+    """The outputs as in a v2 reply, but nested; BYTES are text with escapes where not UTF-8."""
     return {
-        "model": result.reply.model,
-        "version": result.reply.version,
         "outputs": [
             {
                 "name": name,

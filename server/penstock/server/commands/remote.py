@@ -64,8 +64,9 @@ def _explained(
         )
     if isinstance(error, BadReply):
         return CommandError(f"{url}: {error.message}", f"is this a model server's port? {_AIM}")
-    if error.code is Code.NOT_FOUND and model:
-        return CommandError(error.message, _models_there(client))
+    if error.code is Code.NOT_FOUND:
+        hint = _models_there(client, model) if model else ""
+        return CommandError(error.message, hint or f"is {url} a model server? {_AIM}")
     hint = _REFUSALS.get(error.code, "").format(url=url)
     return CommandError(f"{error.message} ({error.code.name})", hint)
 
@@ -73,11 +74,14 @@ def _explained(
 _AIM: Final = "--url URL asks another server"
 
 
-def _models_there(client: Client) -> str:
+def _models_there(client: Client, model: str) -> str:
     """What could have been asked for, if the server tells."""
     try:
         statuses = client.models()
     except PenstockError:
         return ""
+    versions = [status.version for status in statuses if status.name == model and status.version]
+    if versions:
+        return f"versions of {model} there: {', '.join(versions)}"
     names = sorted({status.name for status in statuses})
     return f"models there: {', '.join(names)}" if names else "the server has no models at all"

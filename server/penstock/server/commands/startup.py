@@ -66,7 +66,8 @@ def startup_lines(
 ) -> list[str]:
     """The whole text; ``example`` are values for the inputs of the first ready model."""
     lines = _models_lines(models, terminal)
-    lines += ["", *_address_lines(models, addresses, default_model)]
+    lines += [""] * bool(lines)
+    lines += _address_lines(models, addresses, default_model)
     first = next((model for model in models if model.ready), None)
     if first is not None:
         lines += ["", terminal.paint("Try it:", "bold")]
@@ -87,7 +88,8 @@ def problem_lines(models: Sequence[ModelLine], terminal: Terminal) -> list[str]:
             title = f"{model.name} {model.version}".strip()
             lines += ["", terminal.paint(f"NOT SERVED: {title}", "red")]
             lines += [f"  {line}" for line in (model.reason or "no reason given").splitlines()]
-            lines.append(f"  What to do: {_advice(model.reason)}")
+            others = any(other.ready for other in models)
+            lines.append(f"  What to do: {_advice(model.reason, others)}")
     notes = [f"note: {m.name}: config.pbtxt: {ignored}" for m in models for ignored in m.ignored]
     if notes:
         lines += ["", *(terminal.paint(note, "yellow") for note in dict.fromkeys(notes))]
@@ -100,10 +102,11 @@ def problem_lines(models: Sequence[ModelLine], terminal: Terminal) -> list[str]:
     return lines
 
 
-def _advice(reason: str) -> str:
-    if "No module named" in reason or "pip install" in reason or "not installed" in reason:
+def _advice(reason: str, others: bool) -> str:
+    if "No module named" in reason or "not installed" in reason:
         return "install the backend's engine (for ONNX: pip install 'penstock[onnx]'), start again"
-    return "correct it and start again; every other model is served meanwhile"
+    meanwhile = "every other model is served" if others else "the server runs without any model"
+    return f"correct it and start again; {meanwhile} meanwhile"
 
 
 def _models_lines(models: Sequence[ModelLine], terminal: Terminal) -> list[str]:
@@ -136,6 +139,8 @@ def _address_lines(
     if len(names) > MODELS_URLS_MAX:
         paths = ["MODEL"]
     lines = [f"GraphPipe  {base}/graphpipe/{path}" for path in paths]
+    if not paths and base:
+        lines.append(f"HTTP       {base}")
     if default_model in names or (not default_model and len({m.name for m in models}) == 1):
         lines += [f"GraphPipe  {base}/  (default model: {default_model or n})" for n in names[:1]]
     lines += [f"KServe v2  {base}/v2/models/{path}/infer" for path in paths]
