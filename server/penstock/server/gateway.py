@@ -14,6 +14,7 @@ from penstock.protocol.errors import Code, InferError
 from penstock.protocol.message import InferReply, InferRequest
 from penstock.server.job import Job
 from penstock.server.models import ModelState, ModelTable
+from penstock.server.stats import FailReason
 
 DRAINING = "the server is shutting down and accepts no new requests"
 
@@ -38,7 +39,11 @@ class Gateway:
         if self.draining:
             raise InferError(Code.UNAVAILABLE, DRAINING)
         lane = self.models.find(request.model, request.version).lane
-        plan = lane.admission.plan(request.signature)
+        try:
+            plan = lane.admission.plan(request.signature)
+        except InferError:
+            lane.stats.fail_count[FailReason.OTHER] += 1
+            raise
         arrays = request.arrays
         if plan.order is not None:
             arrays = [arrays[i] for i in plan.order]
@@ -67,10 +72,11 @@ class Gateway:
 
     @property
     def ready(self) -> bool:
-        """Whether the server should get traffic: every model that it knows is loaded or refused."""
+        """Whether the server should get traffic: no model is loading and there is one to serve."""
         if self.draining or self.leaving:
             return False
-        return all(entry.state is not ModelState.LOADING for entry in self.models)
+        states = {entry.state for entry in self.models}
+        return ModelState.READY in states and ModelState.LOADING not in states
 
     def model_ready(self, name: str, version: str = "") -> bool:
         """Whether this model would be served now."""

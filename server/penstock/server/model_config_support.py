@@ -28,8 +28,6 @@ REFUSED: Final[dict[str, str]] = {
     "model_operations": "libraries of custom operators execute code and are not loaded",
     "model_repository_agents": "repository agents are not implemented, and a skipped checksum "
     "would go unnoticed",
-    "optimization.execution_accelerators": "execution accelerators are chosen by the backend's "
-    "own parameters",
     "response_cache.enable": "the response cache is not implemented",
     "model_transaction_policy.decoupled": "decoupled models are not implemented",
     "cc_model_filenames": "one file per compute capability is not implemented; use "
@@ -51,6 +49,8 @@ IGNORED: Final[dict[str, str]] = {
     "timeout and the configured one holds",
     "dynamic_batching.priority_queue_policy.max_queue_size": "the limit of the whole queue holds",
     "input.optional": "requests must hold every input",
+    "optimization.execution_accelerators": "the model runs on ONNX Runtime's own kernels for the "
+    "device of its instance_group",
     "optimization.graph": "the backend's own default level applies",
     "optimization.priority": _TENSORRT_ONLY,
     "optimization.cuda": _TENSORRT_ONLY,

@@ -102,9 +102,9 @@ def test_lists_and_types(serve: Any, wire: Any, connect: Any, protocol: str) -> 
     client = connect(server.url, protocol=protocol)
     client.infer(
         "m",
-        {"a": [1, 2], "b": ["x", b"y"], "c": [1.5], "d": np.ones((2, 3), np.float32).T, "e": 1.0},
+        {"a": [1, 2], "b": ["x", b"y"], "c": [1.5], "d": np.ones((2, 3), np.float64).T, "e": 1.0},
         outputs=("label",),
-        dtypes={"a": "FP32", "c": "BF16"},
+        dtypes={"a": "FP32", "c": "BF16", "d": "FP32"},
     )
     asked = server.requests[0]
     if protocol == "graphpipe":
@@ -229,6 +229,8 @@ def test_bad_arguments(connect: Any) -> None:
     client = connect("http://127.0.0.1:1")
     with pytest.raises(TypeError, match="input 'x'"):
         client.infer("m", {"x": 1j})
+    with pytest.raises(TypeError, match=r"input 'x': .*Cannot cast"):
+        client.infer("m", {"x": np.array([1.5])}, dtypes={"x": "INT32"})
     with pytest.raises(ValueError, match="FP99"):
         client.infer("m", {"x": [1]}, dtypes={"x": "FP99"})
     with pytest.raises(ValueError, match="no such inputs"):

@@ -211,3 +211,13 @@ async def test_readiness(rig):
     await gateway.predict(rig.request(rig.rows(1)))
     gateway.draining = True
     assert (gateway.ready, gateway.model_ready("m")) == (False, False)
+
+
+async def test_what_does_not_fit_the_model_is_counted(rig):
+    gateway = gateway_of(m=rig.lane())
+    stats = gateway.models.find("m").lane.stats
+    for count in (1, 2):
+        with pytest.raises(InferError):
+            gateway.infer(rig.request(np.zeros((1, 2), np.float64)), lambda job: None, None)
+        assert stats.fail_count[FailReason.OTHER] == count
+    assert sum(stats.fail_count.values()) == 2

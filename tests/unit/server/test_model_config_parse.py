@@ -237,11 +237,6 @@ class TestRefusals:
             ("output { name: 'x' is_shape_tensor: true }", "output[0].is_shape_tensor"),
             ("model_operations { op_library_filename: 'x.so' }", "model_operations"),
             ("model_repository_agents {}", "model_repository_agents"),
-            (
-                "optimization { execution_accelerators "
-                "{ gpu_execution_accelerator { name: 'tensorrt' } } }",
-                "optimization.execution_accelerators",
-            ),
             ("response_cache { enable: true }", "response_cache.enable"),
             ("model_transaction_policy { decoupled: true }", "model_transaction_policy.decoupled"),
             ("cc_model_filenames { key: '8.0' value: 'a' }", "cc_model_filenames"),

@@ -238,6 +238,15 @@ async def test_a_root_that_is_no_repository(site, tmp_path):
 async def test_an_empty_repository(site):
     await site.load()
     assert site.states() == {}
+    assert not site.gateway.ready  # There is nothing to send traffic for.
+
+
+async def test_ready_takes_one_model_that_can_be_served(site):
+    site.fake("bad", load_error="no")
+    await site.load()
+    assert not site.gateway.ready
+    site.fake("good")
+    await site.load()
     assert site.gateway.ready
 
 

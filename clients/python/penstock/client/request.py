@@ -143,7 +143,8 @@ def _called(name: str) -> str:
 
 
 def _converted(value: Any, wanted: str | DType | None) -> tuple[object, DType | None]:
-    """Values without a type of their own (lists, numbers) take the type asked for."""
+    """``value`` in the type asked for, where NumPy calls that "same kind": FP64 to FP32 will do,
+    fractions to integers will not."""
     if value is None:
         raise TypeError("None is no tensor")
     if wanted is None:
@@ -151,6 +152,9 @@ def _converted(value: Any, wanted: str | DType | None) -> tuple[object, DType | 
     dtype = dt.BY_NAME.get(wanted) if isinstance(wanted, str) else wanted
     if dtype is None:
         raise ValueError(f"{wanted!r} is not an element type; those are {', '.join(dt.BY_NAME)}")
-    if hasattr(value, "dtype") or dtype is dt.BYTES:
+    if dtype is dt.BYTES or (dtype is dt.BF16 and hasattr(value, "dtype")):
         return value, dtype
-    return np.asarray(value, np.float32 if dtype is dt.BF16 else dtype.numpy), dtype
+    target = np.float32 if dtype is dt.BF16 else dtype.numpy
+    if hasattr(value, "dtype"):
+        return np.asarray(value).astype(target, casting="same_kind", copy=False), dtype
+    return np.asarray(value, target), dtype

@@ -179,8 +179,8 @@ class Http1Connection(asyncio.BufferedProtocol):
             return
         if len(data) > HEAD_BYTES_MAX:
             raise BadRequest(431, f"the head is larger than {HEAD_BYTES_MAX} bytes")
-        if b"\n\n" in data:
-            raise BadRequest(400, "lines of the head must end in CRLF")
+        if b"\n\n" in data or not b" " < data[:1] < b"\x7f":
+            raise BadRequest(400, "this is not HTTP/1.1 (is it TLS, or without CR before LF?)")
 
     def _parse(self, raw: bytes) -> Head:
         if len(raw) > HEAD_BYTES_MAX:

@@ -132,6 +132,7 @@ CASES: dict[str, Case] = {
         b"0\r\n\r\n" + GET, 400,
     ),
     "good and bad": Case(request() + b"BAD\r\n\r\n" + GET, (b"GET / ",), (200, 400), True),
+    "TLS": refused(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
     "LF LF": refused(b"GET / HTTP/1.1\nHost: h\n\n", 400),
     "folded": refused(b"GET / HTTP/1.1\r\nHost: h\r\nX: a\r\n b\r\n\r\n" + GET, 400),
     "NUL": refused(b"GET / HTTP/1.1\r\nHost: h\r\nX: \0\r\n\r\n", 400),
