@@ -165,10 +165,13 @@ class _Bf16Session(OnnxRuntimeSession):
             for spec, array in zip(self.inputs, feed.values(), strict=True)
         }
         outputs = self._made.run_with_ort_values(names, values, run_options)
-        return [
+        made = [
             _bits(value) if spec.dtype is dt.BF16 else value.numpy()
             for spec, value in zip(self.outputs, outputs, strict=True)
         ]
+        # An output that is an input of the graph comes back as that input's own memory.
+        given = list(feed.values())
+        return [a.copy() if any(np.may_share_memory(a, g) for g in given) else a for a in made]
 
     def _value(self, spec: TensorSpec, array: Array) -> Any:
         if spec.dtype is not dt.BF16:

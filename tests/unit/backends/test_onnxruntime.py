@@ -146,6 +146,20 @@ def test_results_stay_when_everything_else_is_gone(tmp_path, load):
     assert [int(array[0, -1]) for array in kept] == list(range(20))
 
 
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT, TensorProto.BFLOAT16])
+def test_an_output_that_is_an_input_is_a_copy(build, load, kind):
+    nodes = [helper.make_node("Cast", ["half"], ["y"], to=TensorProto.FLOAT)]
+    x = (kind, ["N", 2])
+    half = (TensorProto.BFLOAT16, ["N", 2])
+    path = build(nodes, {"x": x, "half": half}, {"x": x, "y": (TensorProto.FLOAT, ["N", 2])})
+    session = load(path)
+    given = [np.ones((3, 2), spec.dtype.numpy) for spec in session.inputs]
+    out = session.run(given)[0]
+    for array in given:
+        array[:] = 0
+    assert out.tolist() == [[1, 1]] * 3
+
+
 def test_constant_outputs_are_not_shared_between_runs(build, load):
     constant = helper.make_tensor("c", TensorProto.FLOAT, [2], [1, 2])
     nodes = [helper.make_node("Identity", ["x"], ["y"])]

@@ -99,6 +99,25 @@ def test_an_id_with_a_control_character_is_refused_from_memory_too() -> None:
             decoder.decode(body.replace(b"abcd", bad), length)
 
 
+def test_a_text_that_begins_behind_an_id_is_refused_from_memory_too() -> None:
+    body, length = binary_body(id="abcd")
+    decoder = RequestDecoder()
+    for _ in range(3):
+        decoder.decode(body, length)
+    behind = body.index(b'abcd"') + 4
+    with pytest.raises(ProtocolError):
+        decoder.decode(body[behind:], length - behind)
+
+
+def test_signatures_of_very_many_inputs_are_not_kept() -> None:
+    decoder = RequestDecoder()
+    empty = {"datatype": "FP32", "shape": [0], "data": []}
+    for count in (100, 1000):
+        text = json.dumps({"inputs": [{"name": str(i), **empty} for i in range(count)]}).encode()
+        assert len(decoder.decode(text, None).arrays) == count
+    assert [len(s.tensors) for s in vars(decoder)["_signatures"].values()] == [100]
+
+
 def test_json_length_beyond_a_remembered_body() -> None:
     text = b'{"inputs":[]}'
     decoder = RequestDecoder()
@@ -126,7 +145,7 @@ def test_everything_remembered_is_bounded() -> None:
     decoder = RequestDecoder()
     for _ in range(3):
         decoder.decode(*binary_body(x="n" * 9000))
-        decoder.decode(*binary_body(outputs=[{"name": "n" * 4096}, {"name": "m" * 3000}]))
+        decoder.decode(*binary_body(outputs=[{"name": str(i)} for i in range(300)]))
     assert len(vars(decoder)["_signatures"]) == 1
     assert len(vars(decoder)["_plans"].table) == 1
 

@@ -58,8 +58,9 @@ from penstock.protocol.oip_tensor import Body
 ID_BYTES_MAX: Final = 128
 """Longer ids are not cut out of the text."""
 SIGNATURES_MAX: Final = 1024
-SIGNATURE_TEXT_MAX: Final = 4096
-"""Characters in the names and strings of a signature that is remembered."""
+SIGNATURE_SIZE_MAX: Final = 8192
+"""Of a signature that is remembered: characters of its names and strings, and what specs weigh."""
+_SPEC_SIZE: Final = 64
 
 _ndarray = np.ndarray
 _ID_KEY: Final = re.compile(rb'"id"[ \t\r\n]*:')
@@ -76,6 +77,8 @@ class RequestDecoder:
         self._id_bytes_max = min(ID_BYTES_MAX, limits.name_bytes_max)
         self._plans = Plans()
         self._find = self._plans.table.get
+        # Apart, or a body could begin where the id of another was cut out.
+        self._plans_behind_id = Plans()
         self._signatures: dict[object, Signature] = {}
 
     def decode(self, body: Body, json_length: int | None, model: str = "") -> InferRequest:
@@ -95,7 +98,8 @@ class RequestDecoder:
         plan = self._find(key)
         if plan is None:
             key, request_id = _without_id(key, self._id_bytes_max)
-            plan = self._find(key)
+            if request_id:
+                plan = self._plans_behind_id.table.get(key)
             if plan is None:
                 return self._decode_new(body, json_length, model, key)
         signature, binary_bytes, views, sizes, extras = plan
@@ -168,7 +172,7 @@ class RequestDecoder:
             specs = specs_of(parsed.inputs, "input", self._limits)
             outputs, form = _outputs(wanted, binary_default, self._limits)
             found = Signature(specs, outputs, form=form)
-            if _text_size(found) <= SIGNATURE_TEXT_MAX:
+            if _size(found) <= SIGNATURE_SIZE_MAX:
                 keep(self._signatures, key, found, SIGNATURES_MAX)
         return found
 
@@ -176,7 +180,8 @@ class RequestDecoder:
         whole = key[:1] != b'"'
         if not whole and (b"\\" in key or _ID_KEY.search(key)):
             return  # a second id, perhaps, which would override the one that was cut out
-        if not self._plans.wants(key):
+        plans = self._plans if whole else self._plans_behind_id
+        if not plans.wants(key):
             return
         extras = (
             request.id if whole else "",
@@ -185,13 +190,13 @@ class RequestDecoder:
             request.priority,
         )
         plain = not any(extras)
-        self._plans.add(key, request.signature, parsed.inputs, None if plain else extras)
+        plans.add(key, request.signature, parsed.inputs, None if plain else extras)
 
 
 def _without_id(text: bytes, id_bytes_max: int) -> tuple[bytes, str]:
     """``text`` from the end of the id on, and the id, if that comes first; else all of it and "".
 
-    The remainder starts with a quotation mark, so it is never mistaken for a whole text. Ids that
+    The remainder starts with a quotation mark, as no text that parses does. Ids that
     are not what they look like (escapes, control characters, over-long) are left where they are.
     """
     start = 7 if text.startswith(b'{"id":"') else 8 if text.startswith(b'{"id": "') else 0
@@ -251,9 +256,9 @@ def _form(binary: dict[str, bool], default: bool) -> OipForm:
     return OipForm(default, MappingProxyType(binary))
 
 
-def _text_size(signature: Signature) -> int:
-    size = sum(len(spec.name) + 8 * len(spec.shape) for spec in signature.tensors)
+def _size(signature: Signature) -> int:
+    size = sum(_SPEC_SIZE + len(s.name) + 8 * len(s.shape) for s in signature.tensors)
     for output in signature.outputs:
-        size += len(output.name)
+        size += _SPEC_SIZE + len(output.name)
         size += sum(len(k) + len(str(v)) for k, v in output.parameters.items())
     return size

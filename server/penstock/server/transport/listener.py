@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 
 from penstock.server.http_seam import Endpoint, Refusal, plain_refusal
 from penstock.server.transport.head import Head, HeadMemo
-from penstock.server.transport.status import reason_of
+from penstock.server.transport.status import REASON_MAX, reason_of
 
 _SCRATCH_BYTES: Final = 256 * 1024
 _HEAD_SCRATCH_BYTES: Final = 16 * 1024
@@ -94,6 +94,8 @@ class Http1Listener:
 
     def reply_head(self, status: int, content_type: str, reason: str) -> bytes:
         """The status line and the Content-Type field."""
+        if len(reason) > REASON_MAX:  # Clients have a say in it, and it is kept.
+            reason = reason[: REASON_MAX + 1]
         key = (status, content_type, reason)
         known = self._reply_heads.get(key)
         if known is None:

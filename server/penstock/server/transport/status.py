@@ -7,6 +7,7 @@ from typing import Final
 
 REASONS: Final[dict[int, str]] = {status.value: status.phrase for status in HTTPStatus}
 REASONS[499] = "Client Closed Request"
+REASON_MAX: Final = 200
 
 
 class BadRequest(Exception):
@@ -25,6 +26,6 @@ def reason_of(status: int, text: str = "") -> str:
     """
     line = text.split("\n", 1)[0]
     safe = "".join(c if " " <= c <= "~" else "?" for c in line).strip()
-    if len(safe) > 200:
-        safe = safe[:197] + "..."
+    if len(safe) > REASON_MAX:
+        safe = safe[: REASON_MAX - 3] + "..."
     return safe or REASONS.get(status, "Unknown")

@@ -303,6 +303,13 @@ def test_too_many_connections(run: Run) -> None:
 # ---------------------------------------------------------------------- the sweep
 
 
+def test_reasons_that_are_kept_are_short() -> None:
+    listener = listener_of(Echo())
+    head = listener.reply_head(400, "text/plain", "x" * 1_000_000)
+    assert head.startswith(b"HTTP/1.1 400 " + b"x" * 197 + b"...\r\n")
+    assert all(len(reason) < 300 for _, _, reason in vars(listener)["_reply_heads"])
+
+
 def test_the_sweep_goes_on_whatever_a_connection_does() -> None:
     listener = listener_of(Echo())
 
