@@ -65,3 +65,8 @@ class Job:
         """Forgets the job: no callback will come. Does nothing once it is done."""
         if self.lane is not None:
             self.lane.cancel(self)
+
+    def release(self) -> None:
+        """Lets go of the tensors of a job that will never run."""
+        self.arrays = ()
+        self.request.arrays = ()

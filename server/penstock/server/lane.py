@@ -15,6 +15,7 @@ Requests that arrive in the same turn of the loop are dispatched together at the
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 from collections import deque
@@ -40,6 +41,8 @@ INLINE_BELOW_NS = 100_000
 """A thread hand-off costs about this much; shorter runs go onto the loop."""
 THREADS_ABOVE_NS = 250_000
 """Longer runs leave it. The gap keeps a model near the border from flapping."""
+STALL_NS = 10 * THREADS_ABOVE_NS
+"""A single run on the loop that takes this long sends the lane to threads for many runs."""
 _TIMER_S_MAX = 3600.0
 """A timer that fires early finds nothing expired and is set again."""
 
@@ -80,6 +83,9 @@ class Lane:
         self._lock = threading.Lock()
         self._inline = False
         self._run_ns = THREADS_ABOVE_NS
+        self._stay = 0
+        """Runs for which the lane stays on threads, whatever their mean."""
+        self._stay_next = 1024
         self._curve = BatchCurve(self._queue.rows_max)
         self._splitter = Splitter(name, version, admission.outputs, self._batches, reshapes)
         self._stacker = Stacker(len(self._sessions[0].inputs))
@@ -143,9 +149,11 @@ class Lane:
         """
         with self._lock:
             waited = self._queue.cancel(job)
-        if not waited:
-            if job.state is State.DONE:
-                return
+        if waited:
+            job.release()  # The queue may remember a dead job for a while, but not its tensors.
+        elif job.state is State.DONE:
+            return
+        else:
             job.state = State.DONE
         self.stats.fail_count[FailReason.CANCELED] += 1
         self.stats.fail_ns += monotonic_ns() - job.arrived_ns
@@ -233,7 +241,8 @@ class Lane:
         # Set before the call and cleared before the drain: a result is never left behind.
         if not self._notified:
             self._notified = True
-            self._loop.call_soon_threadsafe(self._drain_finished)
+            with contextlib.suppress(RuntimeError):  # The loop is gone, and with it who would care.
+                self._loop.call_soon_threadsafe(self._drain_finished)
 
     def _drain_finished(self) -> None:
         self._notified = False
@@ -246,7 +255,6 @@ class Lane:
 
     def _finish(self, run: BatchRun) -> None:
         now = monotonic_ns()
-        self._learn(run.infer_ns if run.infer_ns else now - run.started_ns)
         replies: list[InferReply | None] = []
         if run.error is None:
             try:
@@ -257,6 +265,7 @@ class Lane:
             for job in run.jobs:
                 self._fail(job, run.error, FailReason.BACKEND, now)
             return
+        self._learn(run.infer_ns)
         self.stats.ran(
             len(run.jobs),
             run.rows,
@@ -305,8 +314,14 @@ class Lane:
     def _learn(self, run_ns: int) -> None:
         self._run_ns += (run_ns - self._run_ns) >> 3
         if self._inline:
-            if self._run_ns > THREADS_ABOVE_NS:
+            if run_ns > STALL_NS:
+                # Short on average, but not always: the loop was held up, and shall not be soon.
+                self._stay, self._stay_next = self._stay_next, min(2 * self._stay_next, 1 << 20)
                 self._inline = False
+            elif self._run_ns > THREADS_ABOVE_NS:
+                self._inline = False
+        elif self._stay:
+            self._stay -= 1
         elif self._run_ns < INLINE_BELOW_NS and not self._closing:
             # Only while every thread sleeps: a session may not be safe to share.
             with self._lock:
@@ -335,6 +350,7 @@ class Lane:
         now = monotonic_ns()
         while self._expired:
             job = self._expired.popleft()
+            job.release()
             error = InferError(Code.DEADLINE_EXCEEDED, "Request timeout expired")
             self._fail(job, error, FailReason.REJECTED, now)
 

@@ -1,4 +1,4 @@
-"""Rows of several jobs into one array per input, and one array per output back into rows. Pure.
+"""Rows of several jobs into one array per input. Pure.
 
 A ``Stacker`` belongs to one worker: the arrays that it returns are reused by its next call.
 """
@@ -14,6 +14,9 @@ from penstock.server.job import Job
 
 ALIGNMENT = 64
 """Bytes; a cache line, an AVX-512 register, and what DLPack consumers such as TVM demand."""
+
+ARENA_BYTES_MAX = 32 * 1024**2
+"""A batch that needs more gets memory of its own, which goes when the batch does."""
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Array:
@@ -56,8 +59,11 @@ class Stacker:
         arena = self._arenas[index]
         if arena is None or len(arena) < rows or arena.shape[1:] != first.shape[1:]:
             grown = 1 << (rows - 1).bit_length()
-            arena = aligned_empty((grown, *first.shape[1:]), first.dtype)
-            self._arenas[index] = arena
+            if grown * (first.nbytes // max(len(first), 1)) > ARENA_BYTES_MAX:
+                arena = aligned_empty((rows, *first.shape[1:]), first.dtype)
+            else:
+                arena = aligned_empty((grown, *first.shape[1:]), first.dtype)
+                self._arenas[index] = arena
         out = arena[:rows]
         np.concatenate(parts, out=out)
         return out

@@ -1,4 +1,4 @@
-"""Runs batches on one session: stack, run, split. Knows nothing of queues' policy or of transports.
+"""Runs batches on one session: stack, run, check. Knows nothing of queues' policy or of transports.
 
 ``execute`` is the whole work of a batch and is used by both kinds of worker; ``ThreadWorker`` is a
 thread that pulls its next batch itself the moment it is free.

@@ -10,9 +10,10 @@ import weakref
 import numpy as np
 import pytest
 
+from penstock.backends.base import RunError
 from penstock.protocol.errors import Code, InferError
 from penstock.server.job import State
-from penstock.server.lane import INLINE_BELOW_NS, STOPPING, THREADS_ABOVE_NS
+from penstock.server.lane import INLINE_BELOW_NS, STALL_NS, STOPPING, THREADS_ABOVE_NS
 from penstock.server.stacking import Stacker
 from penstock.server.stats import FailReason
 
@@ -236,6 +237,24 @@ async def test_reply_signatures_are_bounded(rig, monkeypatch, vary):
         assert len(signatures) <= 4
 
 
+async def test_cancelled_jobs_do_not_keep_their_tensors(rig):
+    gate = rig.gate()
+    session = rig.session(gate=gate)
+    lane = rig.lane(session)
+    first = rig.submit(lane, rig.rows(1, 0))
+    await rig.entered(session)
+    live = rig.submit(lane, rig.rows(1, 1))  # What waits keeps the dead job in the queue's order.
+    array = rig.rows(1, 2)
+    gone = weakref.ref(array)
+    job = rig.submit(lane, array)
+    await asyncio.sleep(0)
+    job.cancel()
+    del job, array
+    assert gone() is None
+    gate.set()
+    await rig.done(first, live)
+
+
 # --- inline or threads
 
 
@@ -299,6 +318,49 @@ def test_a_single_long_run_does_not_move_a_short_model(rig, puppet, clock):
         rig.submit(lane)
         puppet.run()
     assert len(rig.answered) < 10
+
+
+async def test_after_a_stall_of_the_loop_the_lane_stays_on_threads(rig, clock):
+    us = 10
+
+    def compute(inputs):
+        clock.pass_us(us)
+        return [inputs[0].copy()]
+
+    lane = rig.lane(rig.session(compute=compute), inline=True)
+
+    async def runs_until_inline():
+        for count in range(10_000):
+            if lane.mode == "inline":
+                return count
+            await rig.done(rig.submit(lane))
+        raise AssertionError("it never came back")
+
+    waits = []
+    for _ in range(2):
+        us = STALL_NS // 1000 + 1
+        await rig.done(rig.submit(lane))
+        assert lane.mode == "threads"
+        us = 10
+        waits.append(await runs_until_inline())
+    assert waits[0] >= 1024
+    assert waits[1] >= 2048
+
+
+async def test_failed_runs_teach_nothing(rig, clock):
+    us = THREADS_ABOVE_NS // 1000 * 4
+
+    def compute(inputs):
+        if inputs[0].flat[0] < 0:
+            raise RunError("no")
+        clock.pass_us(us)
+        return [inputs[0].copy()]
+
+    lane = rig.lane(rig.session(compute=compute))
+    await rig.done(rig.submit(lane))
+    for _ in range(100):
+        await rig.done(rig.submit(lane, rig.rows(1, -1)))
+    assert lane.mode == "threads"
 
 
 def test_run_times_between_the_borders_change_nothing(rig, puppet, clock):

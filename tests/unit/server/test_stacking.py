@@ -103,3 +103,16 @@ def test_jobs_without_rows(new_job, rows):
     jobs = [new_job(n, arrays=[np.full((n, 2), i, "<i4")]) for i, n in enumerate(rows)]
     (out,) = Stacker(1).stack(jobs, sum(rows))
     assert out.tolist() == [[i, i] for i, n in enumerate(rows) for _ in range(n)]
+
+
+def test_an_arena_beyond_the_limit_is_not_kept(new_job, monkeypatch):
+    monkeypatch.setattr("penstock.server.stacking.ARENA_BYTES_MAX", 1024)
+    stacker = Stacker(1)
+    small = [new_job(arrays=[np.ones((1, 4), "f4")]) for _ in range(2)]
+    (kept,) = stacker.stack(small, 2)
+    wide = [new_job(rows=3, arrays=[np.full((3, 100), i, "f4")]) for i in range(2)]
+    (first,), (second,) = stacker.stack(wide, 6), stacker.stack(wide, 6)
+    assert first.shape == (6, 100)
+    assert first[:, 0].tolist() == [0, 0, 0, 1, 1, 1]
+    assert not np.shares_memory(first, second)
+    assert np.shares_memory(stacker.stack(small, 2)[0], kept)

@@ -26,6 +26,8 @@ DECOMPRESSED_BYTES_MAX: Final = 64 * 1024**2
 COMPRESSED_BYTES_MIN: Final = 1024
 """Smaller replies fit a packet as they are. Many clients accept gzip without asking anybody, and
 compressing a few numbers costs as much time as inferring them."""
+COMPRESSED_BYTES_MAX: Final = 1024**2
+"""Larger ones would hold up the event loop: tens of milliseconds for each MiB."""
 
 
 class Target:
@@ -111,7 +113,7 @@ class OipFront:
         try:
             buffers, length = self._encoder.encode(reply, job.request.signature.form)
             fields = b""
-            if sum(map(len, buffers)) >= COMPRESSED_BYTES_MIN:
+            if COMPRESSED_BYTES_MIN <= sum(map(len, buffers)) <= COMPRESSED_BYTES_MAX:
                 buffers = [compress(buffers, coding)]
                 fields = b"Content-Encoding: %b\r\n" % coding
         except Exception as error:

@@ -1,4 +1,4 @@
-"""HTTP/1.1 over asyncio: bytes in, a complete request to its endpoint, one vectored write out.
+"""HTTP/1.1 over asyncio: bytes in, a complete request to its endpoint, one write out.
 
 One request at a time per connection, in order: what a client pipelines waits in the connection.
 Reading stops while too much waits, and no request is started while the client does not read its
@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from typing import Any, Final, cast
+from typing import Final, cast
 
 from penstock.server.http_seam import Buffer, Cancellable
 from penstock.server.transport.body import body_buffer
@@ -393,8 +393,3 @@ class Http1Connection(asyncio.BufferedProtocol):
 
     def abort(self) -> None:
         self._transport.abort()
-
-    @property
-    def peer(self) -> Any:
-        """The client's address, for logs."""
-        return self._transport.get_extra_info("peername")

@@ -132,10 +132,19 @@ class Http1Listener:
         loop = asyncio.get_running_loop()
         self._start(loop)
         _remove_stale(path)
+        unix = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        # The umask, so that there is no moment at which others may connect.
+        before = os.umask(0o777 & ~mode)
+        try:
+            unix.bind(str(path))
+        except OSError:
+            unix.close()
+            raise
+        finally:
+            os.umask(before)
         server = await loop.create_unix_server(
-            lambda: self._protocol(self), str(path), backlog=1024
+            lambda: self._protocol(self), sock=unix, backlog=1024
         )
-        os.chmod(path, mode)
         self._servers.append(server)
         self._paths.append(path)
 

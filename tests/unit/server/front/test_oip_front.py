@@ -273,6 +273,16 @@ async def test_small_replies_are_not_worth_compressing(served: Any) -> None:
     assert "content-encoding" not in reply.headers
 
 
+async def test_compressing_large_replies_would_hold_up_the_loop(
+    served: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(oip, "COMPRESSED_BYTES_MIN", 1)
+    monkeypatch.setattr(oip, "COMPRESSED_BYTES_MAX", 8)
+    reply = await served.ask("POST", URL, as_json(), {"Accept-Encoding": "gzip"})
+    check_added(reply)
+    assert "content-encoding" not in reply.headers
+
+
 async def test_errors_are_not_compressed(served: Any) -> None:
     headers, body = {"Accept-Encoding": "gzip"}, {"inputs": as_json()["inputs"][:1]}
     await check_refused(served, "/v2/models/fail/infer", body, headers, 500, "always fails")
