@@ -29,7 +29,7 @@ _CARRY_MAX: Final = 64 * 1024
 _JOIN_MAX: Final = 32 * 1024
 """Replies up to this size are copied into one buffer: cheaper than a vector of small parts."""
 _BYTES_PER_S_MIN: Final = 1024
-"""A request that arrives more slowly than this, after a time of grace, is given up."""
+"""A request that arrives, or a reply that is read, more slowly than this is given up in time."""
 _COPY_MAX: Final = 16 * 1024
 _END: Final = b"\r\n\r\n"
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -374,8 +374,8 @@ class Http1Connection(asyncio.BufferedProtocol):
     def _sweep_unsent(self, tick: int) -> None:
         # What the client takes of a reply shows only here: there is no callback for it.
         unsent = self._transport.get_write_buffer_size()
-        if unsent != self._unsent:
-            self._unsent = unsent
+        taken, self._unsent = self._unsent - unsent, unsent
+        if taken < 0 or taken >= _BYTES_PER_S_MIN or (taken and not unsent):
             self._since = tick
         limits = self._listener.limits
         if tick - self._since > (limits.write_timeout_s if unsent else limits.linger_s):

@@ -727,6 +727,19 @@ def test_a_client_that_reads_slowly_gets_it_all(make_wire: MakeWire, fields: str
     assert wire.transport.eof_written is bool(fields)
 
 
+@pytest.mark.parametrize(("a_second", "aborted"), [(1023, True), (1024, False)])
+def test_a_client_that_hardly_reads_is_aborted(
+    make_wire: MakeWire, a_second: int, aborted: bool
+) -> None:
+    wire = make_wire(write_timeout_s=5)
+    wire.transport.stalled = True
+    wire.feed(request("POST", "/", b"x" * 200_000))
+    for _ in range(20):
+        wire.sweep()
+        wire.take(a_second)
+    assert wire.transport.aborted is aborted
+
+
 def test_a_client_that_stops_reading_the_last_reply_is_aborted(make_wire: MakeWire) -> None:
     wire = make_wire(write_timeout_s=5)
     wire.transport.stalled = True
