@@ -6,27 +6,21 @@ A ``Stacker`` belongs to one worker: the arrays that it returns are reused by it
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import numpy as np
 
+from penstock.protocol.aligned import aligned_bytes
 from penstock.protocol.message import Array
 from penstock.server.job import Job
-
-ALIGNMENT = 64
-"""Bytes; a cache line, an AVX-512 register, and what DLPack consumers such as TVM demand."""
 
 ARENA_BYTES_MAX = 32 * 1024**2
 """A batch that needs more gets memory of its own, which goes when the batch does."""
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Array:
-    """An uninitialised C-contiguous array whose data start at a multiple of 64 bytes."""
-    nbytes = dtype.itemsize
-    for dim in shape:
-        nbytes *= dim
-    raw = np.empty(nbytes + ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT
-    return raw[start : start + nbytes].view(dtype).reshape(shape)
+    """An uninitialised C-contiguous array whose data are aligned."""
+    return aligned_bytes(dtype.itemsize * prod(shape)).view(dtype).reshape(shape)
 
 
 class Stacker:

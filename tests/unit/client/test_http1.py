@@ -14,10 +14,11 @@ from penstock.client.errors import BadReply, ConnectError, StaleConnection
 from penstock.client.exchange import PROTOCOLS, Call
 from penstock.client.http1 import Connection
 from penstock.client.http1_head import CHUNKED, UNTIL_CLOSE, Head
-from penstock.client.memory import Growing, aligned
+from penstock.client.memory import Growing
 from penstock.client.request import RequestBuilder
 from penstock.protocol import dtype as dt
 from penstock.protocol import graphpipe
+from penstock.protocol.aligned import aligned_bytes
 from penstock.protocol.errors import Code
 from penstock.protocol.limits import DEFAULT
 from penstock.protocol.message import InferReply, Signature, TensorSpec
@@ -234,10 +235,10 @@ def address(view: Any) -> int:
 
 @pytest.mark.parametrize("lead", [0, 1, 63, 100])
 def test_memory_is_aligned(lead: int) -> None:
-    view = aligned(1000, lead)
+    view = aligned_bytes(1000, lead)
     assert len(view) == 1000
     assert (address(view) + lead) % 64 == 0
-    assert len(aligned(0)) == 0
+    assert len(aligned_bytes(0)) == 0
 
 
 def test_growing_memory_keeps_what_it_has() -> None:

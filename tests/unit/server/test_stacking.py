@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from penstock.server.stacking import ALIGNMENT, Stacker, aligned_empty
+from penstock.protocol.aligned import ALIGNMENT
+from penstock.server.stacking import Stacker, aligned_empty
 
 
 @pytest.mark.parametrize("dtype", ["u1", "<f2", "<i4", "<f8", "?"])

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import aiohttp
 from yarl import URL
 
-from penstock.client import memory
 from penstock.client.core import CONNECTIONS_MAX, REPLY_BYTES_MAX, TIMEOUT_S, Core
 from penstock.client.errors import (
     BadReply,
@@ -28,9 +27,11 @@ from penstock.client.errors import (
 )
 from penstock.client.exchange import JSON_LENGTH, Call, Reply, json_length_of
 from penstock.client.flow import Flow
+from penstock.client.memory import Growing
 from penstock.client.request import DTypes, Inputs, Outputs
 from penstock.client.result import ModelStatus, Result
 from penstock.client.retry import RetryPolicy
+from penstock.protocol.aligned import aligned_bytes
 from penstock.protocol.errors import Code, PenstockError
 from penstock.protocol.limits import WireLimits
 from penstock.protocol.message import ModelMetadata, Parameter
@@ -221,12 +222,12 @@ class AsyncClient:
             raise BadReply("the body has a content encoding that was not asked for")
         size = response.content_length
         if size is not None and size <= limit:
-            body, filled = memory.aligned(size, lead), 0
+            body, filled = aligned_bytes(size, lead).data, 0
             async for piece in response.content.iter_any():
                 body[filled : filled + len(piece)] = piece
                 filled += len(piece)
             return body
-        grown = memory.Growing()
+        grown = Growing()
         while size is None:
             piece = await response.content.readany()
             if not piece:

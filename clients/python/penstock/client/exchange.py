@@ -248,26 +248,27 @@ class GraphPipe(_Common):
             raise BadReply(f"the reply is not GraphPipe metadata: {error}") from error
 
 
-class _Encoders(threading.local):
-    """An encoder for each thread: it remembers layouts, and is not made to be shared."""
+class _Codec(threading.local):
+    """An encoder and a decoder for each thread: they remember, and are not made to be shared."""
 
-    def __init__(self) -> None:
-        self.own = oip_json.RequestEncoder()
+    def __init__(self, limits: WireLimits) -> None:
+        self.requests = oip_json.RequestEncoder()
+        self.replies = oip_json.ReplyDecoder(limits)
 
 
 class V2(_Common):
     """KServe v2: JSON with binary tensors behind it."""
 
-    __slots__ = ("_encoders",)
+    __slots__ = ("_codec",)
     names_inputs: bool = True
     names_outputs: bool = True
 
     def __init__(self, endpoint: Endpoint, headers: Mapping[str, str], limits: WireLimits) -> None:
         super().__init__(endpoint, headers, limits)
-        self._encoders = _Encoders()
+        self._codec = _Codec(limits)
 
     def infer(self, request: InferRequest) -> Call[InferReply]:
-        buffers, json_length = self._encoders.own.encode(request)
+        buffers, json_length = self._codec.requests.encode(request)
         content_type = _JSON if json_length is None else _BINARY
         route = self._kept(_v2_infer_path, (request.model, request.version, content_type))
         return Call(route, self._read_infer, buffers, json_length)
@@ -282,7 +283,7 @@ class V2(_Common):
         if json_length is not None and json_length > len(reply.body):
             raise BadReply(f"JSON of {json_length} bytes in a body of {len(reply.body)}")
         try:
-            return oip_json.decode_reply(reply.body, json_length, self._limits)
+            return self._codec.replies.decode(reply.body, json_length)
         except ProtocolError as error:
             raise BadReply(f"the reply is not a v2 inference response: {error}") from error
 

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from penstock.client import memory
 from penstock.client.errors import BadReply, ConnectError, StaleConnection
 from penstock.client.exchange import Call, Reply
 from penstock.client.http1_head import CHUNKED, UNTIL_CLOSE, Head
+from penstock.client.memory import Growing
 from penstock.client.stream import Stream
+from penstock.protocol.aligned import aligned_bytes
 from penstock.protocol.errors import Code, PenstockError
 
 HEAD_BYTES_MAX: Final = 64 << 10
@@ -133,12 +134,12 @@ class Connection:
         if head.length == UNTIL_CLOSE:
             return self._until_close(deadline)
         self._check_size(head.length)
-        body = memory.aligned(head.length, head.lead)
+        body = aligned_bytes(head.length, head.lead).data
         self._fill(body, deadline)
         return body
 
     def _chunked(self, deadline: float) -> memoryview:
-        body = memory.Growing()
+        body = Growing()
         while size := _chunk_size(self._line(deadline)):
             self._check_size(body.filled + size)
             self._fill(body.room(size)[:size], deadline)
@@ -151,7 +152,7 @@ class Connection:
         raise BadReply(f"more than {_TRAILERS_MAX} trailers")
 
     def _until_close(self, deadline: float) -> memoryview:
-        body = memory.Growing()
+        body = Growing()
         body.append(self._view[self._pos : self._filled])
         self._pos = self._filled
         while True:

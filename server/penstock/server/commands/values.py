@@ -35,14 +35,6 @@ def size(text: str) -> int:
     return nbytes
 
 
-def size_text(nbytes: int) -> str:
-    """``nbytes`` as ``size`` reads it back, in the largest unit that divides it."""
-    for name, unit in (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if nbytes and nbytes % unit == 0:
-            return f"{nbytes // unit}{name}"
-    return str(nbytes)
-
-
 def port(text: str) -> int | None:
     """A TCP port; 0 is any free one, ``off`` (None) is no port at all."""
     if text.strip().lower() in ("off", "none"):

@@ -472,7 +472,7 @@ def test_no_memory_for_a_body(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> No
     def refuse(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("penstock.server.transport.body.np.empty", refuse)
+    monkeypatch.setattr("penstock.protocol.aligned.np.empty", refuse)
     wire.feed(request("POST", "/", BIG)[:-1])
     assert wire.statuses == [503]
     assert b"no memory" in only(wire).body
