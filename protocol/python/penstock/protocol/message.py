@@ -12,10 +12,10 @@ buffer (read-only, perhaps unaligned), so the buffer lives as long as they do.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,20 @@ class OutputRequest:
 
     name: str
     parameters: Mapping[str, Parameter] = field(default_factory=lambda: NO_PARAMETERS)
+
+
+class RegionRef(NamedTuple):
+    """Where a tensor lies in memory that the client shares: bytes from ``offset`` of ``region``."""
+
+    region: str
+    offset: int
+    byte_size: int
+
+
+Resolve = Callable[[RegionRef], memoryview]
+"""Gives the bytes that a reference names, ``byte_size`` of them; raises ``InferError`` if there is no
+such region, if it is too small, or if shared memory is not allowed. Called once for each tensor of
+each request: a region may be registered anew under its name at any time."""
 
 
 class Signature:
