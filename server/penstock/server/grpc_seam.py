@@ -83,7 +83,7 @@ class Stream(Protocol):
         """One message of the client.
 
         The transport leaves further messages with the client (flow control) while
-        ``call.congested``, and while ``full`` is true; ``call.resume`` says that it is not any more.
+        ``call.congested`` or ``full``; ``call.resume`` says that it is not full any more.
         """
         ...
 
