@@ -58,8 +58,8 @@ class RegionRef(NamedTuple):
 
 Resolve = Callable[[RegionRef], memoryview]
 """Gives the bytes that a reference names, ``byte_size`` of them; raises ``InferError`` if there is
-no such region, if it is too small, or if shared memory is not allowed. Called for each tensor of each
-request: a region may be registered anew under its name at any time."""
+no such region, if it is too small, or if shared memory is not allowed. Called for each tensor of
+each request: a region may be registered anew under its name at any time."""
 
 
 class Signature:
