@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
 from penstock.protocol import oip_json
 from penstock.protocol.errors import Code, InferError
-from penstock.server.front.failure import failure
-from penstock.server.front.oip import refuse
+from penstock.server.front.json_endpoint import answering, json_object
 from penstock.server.front.routes import Routes
 from penstock.server.gateway import Gateway
-from penstock.server.http_seam import JSON, Buffer, Endpoint, RequestHead, Responder
+from penstock.server.http_seam import JSON, Buffer, RequestHead, Responder
 from penstock.server.model_config import config_json
 from penstock.server.models import Loaded, ModelState, ModelVersion
 from penstock.server.stats import FailReason, LaneStats
@@ -36,16 +35,16 @@ class OipAdminFront:
         self._version = version
 
     def add_to(self, routes: Routes) -> None:
-        routes.add("GET", "/v2", _answering(self._server))
+        routes.add("GET", "/v2", answering(self._server))
         routes.add("GET", "/v2/health/live", self._live)
         routes.add("GET", "/v2/health/ready", self._ready)
-        routes.add("GET", "/v2/models/stats", _answering(self._all_stats))
-        routes.add("POST", "/v2/repository/index", _answering(self._index))
+        routes.add("GET", "/v2/models/stats", answering(self._all_stats))
+        routes.add("POST", "/v2/repository/index", answering(self._index))
         for model in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
-            routes.add("GET", model, _answering(self._metadata), _target)
+            routes.add("GET", model, answering(self._metadata), _target)
             routes.add("GET", model + "/ready", self._model_ready, _target)
-            routes.add("GET", model + "/config", _answering(self._config), _target)
-            routes.add("GET", model + "/stats", _answering(self._stats), _target)
+            routes.add("GET", model + "/config", answering(self._config), _target)
+            routes.add("GET", model + "/stats", answering(self._stats), _target)
 
     def _live(self, responder: Responder, head: RequestHead, body: Buffer) -> None:
         responder.reply(200, JSON, (b'{"live":true}',))
@@ -88,18 +87,9 @@ class OipAdminFront:
         return {"model_stats": [_statistics(e) for e in self._gateway.models if e.loaded]}
 
     def _index(self, head: RequestHead, body: Buffer) -> object:
-        ready_only = False
-        if len(body):
-            try:
-                asked = msgspec.json.decode(body)
-                ready = asked.get("ready", False) if isinstance(asked, dict) else None
-            except (ValueError, RecursionError) as error:
-                raise InferError(Code.INVALID_ARGUMENT, f"not a JSON object: {error}") from None
-            if not isinstance(ready, bool):
-                raise InferError(
-                    Code.INVALID_ARGUMENT, "Invalid value for 'ready': expected a boolean"
-                )
-            ready_only = ready
+        ready_only = json_object(body).get("ready", False)
+        if not isinstance(ready_only, bool):
+            raise InferError(Code.INVALID_ARGUMENT, "Invalid value for 'ready': expected a boolean")
         return [
             _index_entry(entry)
             for entry in self._gateway.models
@@ -109,20 +99,6 @@ class OipAdminFront:
 
 def _target(head: RequestHead, captured: Mapping[str, str]) -> tuple[str, str]:
     return captured["model"], captured.get("version", "")
-
-
-def _answering(document: Any) -> Endpoint:
-    """An endpoint that answers ``document(head, body)`` as JSON."""
-
-    def endpoint(responder: Responder, head: RequestHead, body: Buffer) -> None:
-        try:
-            made = msgspec.json.encode(document(head, body))
-        except Exception as error:
-            refuse(responder, failure(error))
-            return
-        responder.reply(200, JSON, (made,))
-
-    return endpoint
 
 
 def _index_entry(entry: ModelVersion) -> dict[str, str]:
