@@ -64,7 +64,8 @@ def test_descriptor_is_the_compiled_schema() -> None:
         importlib.import_module("grpc_tools.protoc")
     except ImportError:
         pytest.skip("SKIPPED LOUDLY: grpcio-tools is not installed, descriptor.py is not verified")
-    fresh = descriptor_pb2.FileDescriptorProto.FromString(generate.compile_schema())
+    (fresh_bytes,) = generate.compile_schema().values()
+    fresh = descriptor_pb2.FileDescriptorProto.FromString(fresh_bytes)
     assert fresh == ours(), "run python -m penstock.server.model_config_schema.generate"
 
 

@@ -14,10 +14,11 @@ from typing import Any, Final
 
 from google.protobuf import descriptor_pool, message_factory
 
-from penstock.server.model_config_schema.descriptor import FILE_DESCRIPTOR
+from penstock.server.model_config_schema.descriptor import FILES
 
 POOL: Final[Any] = descriptor_pool.DescriptorPool()
-POOL.AddSerializedFile(base64.b64decode(FILE_DESCRIPTOR))
+for _file in FILES.values():
+    POOL.AddSerializedFile(base64.b64decode(_file))
 
 ModelConfigMessage: Final[Any] = message_factory.GetMessageClass(
     POOL.FindMessageTypeByName("inference.ModelConfig")
