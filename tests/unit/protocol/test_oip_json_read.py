@@ -195,13 +195,15 @@ REFUSED: list[tuple[object, str, Code]] = [
     (one(["a", 1], datatype="BYTES"), "expected strings", Code.INVALID_ARGUMENT),
     (one(["a", True], datatype="BYTES"), "unexpected bool", Code.INVALID_ARGUMENT),
     (one(datatype="FP16"), "receiving FP16 data via JSON is not supported. Please use the binary "
-     "data format for input 'X'", Code.INVALID_ARGUMENT),
+     "data format for input X", Code.INVALID_ARGUMENT),
     (one(datatype="BF16"), "receiving BF16 data via JSON is not supported",
      Code.INVALID_ARGUMENT),
-    (one(parameters={"shared_memory_region": "r"}), "shared memory is not supported",
-     Code.UNIMPLEMENTED),
+    (one(parameters={"shared_memory_region": "r"}), "Invalid offset + byte size for shared memory",
+     Code.INVALID_ARGUMENT),
+    (one(parameters={"shared_memory_region": "r", "shared_memory_byte_size": 8}),
+     "But set 'data' 'shared_memory_region'", Code.INVALID_ARGUMENT),
     (one() | {"outputs": [{"name": "A", "parameters": {"shared_memory_region": "r"}}]},
-     "shared memory is not supported", Code.UNIMPLEMENTED),
+     "output 'A' has no 'shared_memory_byte_size'", Code.INVALID_ARGUMENT),
     (one() | {"outputs": [{"name": "OUTPUT0"}, {"name": "OUTPUT0"}]},
      "output 'OUTPUT0' already exists in request", Code.INVALID_ARGUMENT),
     ({"inputs": one()["inputs"] * 2}, "input 'X' already exists in request",
@@ -295,11 +297,34 @@ def test_json_length_must_fit(length: int) -> None:
     decoder = RequestDecoder()
     for _ in range(3):
         decoder.decode(body, len(head))
-    with pytest.raises(ProtocolError, match="Inference-Header-Content-Length"):
+    with pytest.raises(ProtocolError, match=r"inference header size should be in range \(0, "):
         decoder.decode(body, length)
 
 
 def test_json_part_is_limited() -> None:
-    limits = WireLimits(config_bytes_max=50)
-    with pytest.raises(ProtocolError, match=r"request JSON size of .* bytes exceeds the maximum"):
+    limits = WireLimits(json_bytes_max=50)
+    text = r"request JSON size of \d+ bytes exceeds the maximum allowed input size of 50 bytes\. "
+    with pytest.raises(ProtocolError, match=text + "Use --http-max-input-size to increase"):
         infer(one(parameters={"binary_data_size": 8}), bytes(8), limits=limits)
+    with pytest.raises(ProtocolError, match=text):
+        infer(one(), limits=limits)
+
+
+@pytest.mark.parametrize("count", [-1, "2", 2.0, True])
+def test_a_wish_for_classes_is_a_count(count):
+    outputs = [{"name": "Y", "parameters": {"classification": count}}]
+    body = json.dumps({"inputs": [], "outputs": outputs}).encode()
+    with pytest.raises(ProtocolError) as caught:
+        RequestDecoder().decode(body, None)
+    assert caught.value.code is Code.INTERNAL
+    assert caught.value.message == (
+        "Unable to set 'classification': "
+        "attempt to access JSON non-unsigned-integer as unsigned-integer"
+    )
+
+
+def test_no_classes_are_no_wish():
+    outputs = [{"name": "Y", "parameters": {"classification": 0, "x": 1}}]
+    body = json.dumps({"inputs": [], "outputs": outputs}).encode()
+    (output,) = RequestDecoder().decode(body, None).signature.outputs
+    assert output.parameters == {"x": 1}

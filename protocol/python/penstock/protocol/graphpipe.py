@@ -14,6 +14,7 @@ Contract:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
@@ -70,6 +71,7 @@ __all__ = [
     "ReplyEncoder",
     "RequestDecoder",
     "RequestEncoder",
+    "decode_bare_metadata_request",
     "decode_metadata",
     "decode_reply",
     "decode_request",
@@ -113,13 +115,15 @@ class RequestDecoder:
     """Decodes requests; remembers signatures and templates of the frames that it has seen.
 
     One per server; not for use by several threads at once. Its memory is bounded whatever is sent.
+    ``bare`` frames have an InferRequest for their root, as over gRPC, not a Request around it.
     """
 
-    __slots__ = ("_limits", "_parser", "_signatures", "_templates")
+    __slots__ = ("_bare", "_limits", "_parse", "_signatures", "_templates")
 
-    def __init__(self, limits: WireLimits = DEFAULT) -> None:
+    def __init__(self, limits: WireLimits = DEFAULT, *, bare: bool = False) -> None:
         self._limits = limits
-        self._parser = Parser(DIRECT, limits)
+        self._bare = bare
+        self._parse = _parse_of(Parser(DIRECT, limits), bare)
         self._signatures = SignatureTable(limits)
         self._templates: TemplateTable[_Known] = TemplateTable()
 
@@ -147,7 +151,7 @@ class RequestDecoder:
         return _request(signature, arrays, config)
 
     def _decode_new(self, frame: Frame) -> InferRequest | MetadataRequest:
-        parts = self._parser.infer(frame)
+        parts = self._parse(frame)
         if isinstance(parts, bytes):
             return _metadata_request(parts, self._limits)
         config = parse_config(parts.config, self._limits)
@@ -167,7 +171,7 @@ class RequestDecoder:
         if outside is None:
             return
         recording = Recording(frame)
-        recording_parser(self._limits).infer(recording)
+        _parse_of(recording_parser(self._limits), self._bare)(recording)
         if parts.config:  # its one reading is allowed: what it says is looked at each time
             recording.seen.remove(text)
         if all_inside(recording.seen, outside):
@@ -175,6 +179,23 @@ class RequestDecoder:
             where = slice(*text) if parts.config else None
             known = _Known(declared.signature, views, where, parts.config, config)
             self._templates.add(frame, outside, known)
+
+
+def _parse_of(parser: Parser, bare: bool) -> Callable[[Frame], RequestParts | bytes]:
+    return parser.bare if bare else parser.infer
+
+
+def decode_bare_metadata_request(
+    frame: FrameBytes, limits: WireLimits = DEFAULT
+) -> MetadataRequest:
+    """The MetadataRequest that is the root of ``frame``. Raises ``ProtocolError``."""
+    parser, readable = _parser(limits), _readable(frame)
+    table, (config_slot,) = parser.root(readable, 1)
+    config = b""
+    if config_slot:
+        at = table + config_slot
+        config, _ = parser.blob(readable, at, limits.config_bytes_max, "config")
+    return _metadata_request(config, limits)
 
 
 def decode_request(

@@ -8,7 +8,7 @@ bounded work, no demands on alignment, no looking at ``frame`` other than throug
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -67,7 +67,7 @@ _new_parts = partial(tuple.__new__, RequestParts)
 class Parser:
     """The parse functions over one set of primitive reads and limits. Stateless."""
 
-    __slots__ = ("blob", "infer", "root", "table_fields", "table_vector", "tensors")
+    __slots__ = ("bare", "blob", "infer", "root", "table_fields", "table_vector", "tensors")
 
     def __init__(self, read: Primitives, limits: WireLimits) -> None:
         fields = fields_reader(read)
@@ -76,7 +76,7 @@ class Parser:
         self.root = root_reader(read, fields)
         self.table_vector = table_vector_reader(read, limits)
         self.tensors = _tensors_reader(read, limits, fields)
-        self.infer = _infer_reader(read, limits, fields, self.tensors)
+        self.infer, self.bare = _infer_readers(read, limits, fields, self.tensors)
 
 
 class StringPool:
@@ -236,12 +236,13 @@ def _names_reader(
     return names
 
 
-def _infer_reader(
+def _infer_readers(
     read: Primitives,
     limits: WireLimits,
     fields: Fields,
     tensors: Callable[[Frame, int, str], Tensors],
-) -> Callable[[Frame], RequestParts | bytes]:
+) -> tuple[Callable[[Frame], RequestParts | bytes], Callable[[Frame], RequestParts]]:
+    """(reader of a Request, reader of an InferRequest that is the root itself)."""
     u8, u32, i32 = read.u8, read.u32, read.i32
     blob = blob_reader(read)
     names, config_max = _names_reader(read, limits), limits.config_bytes_max
@@ -261,18 +262,32 @@ def _infer_reader(
                 raise Broken("request is absent", table)
             at = table + req_slot
             at += u32(frame, at)[0]
-            config_slot, names_slot, tensors_slot, outputs_slot = fields(
-                frame, at - i32(frame, at)[0], 4
-            )
+            slots = fields(frame, at - i32(frame, at)[0], 4)
         except StructError:
             raise ProtocolError(PAST_END, field=field, offset=at) from None
         except Broken as broken:
             raise broken.at(field) from None
+        if kind == REQ_METADATA:
+            return blob(frame, at + slots[0], config_max, "config")[0] if slots[0] else b""
+        return contents(frame, at, slots)
+
+    def bare(frame: Frame) -> RequestParts:
+        """The parts of the InferRequest that is the root of ``frame``."""
+        at = 0
+        try:
+            at = u32(frame, 0)[0]
+            slots = fields(frame, at - i32(frame, at)[0], 4)
+        except StructError:
+            raise ProtocolError(PAST_END, field="root table", offset=at) from None
+        except Broken as broken:
+            raise broken.at("root table") from None
+        return contents(frame, at, slots)
+
+    def contents(frame: Frame, at: int, slots: Sequence[int]) -> RequestParts:
+        config_slot, names_slot, tensors_slot, outputs_slot = slots
         config, config_start = (
             blob(frame, at + config_slot, config_max, "config") if config_slot else (b"", 0)
         )
-        if kind == REQ_METADATA:
-            return config
         return _new_parts(
             (
                 config,
@@ -283,4 +298,4 @@ def _infer_reader(
             )
         )
 
-    return infer
+    return infer, bare

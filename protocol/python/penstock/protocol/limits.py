@@ -24,7 +24,9 @@ class WireLimits:
     name_bytes_max: int = 4096
     """Bytes of one name, id or string parameter."""
     config_bytes_max: int = 1 << 20
-    """Bytes of GraphPipe's ``config`` and of the JSON part of a message with binary tensors."""
+    """Bytes of GraphPipe's ``config``."""
+    json_bytes_max: int = 64 << 20
+    """Bytes of a JSON message, or of the JSON part of one with binary tensors, as in Triton."""
     json_depth_max: int = 100
     """Nesting of JSON tensor data, as in Triton."""
 

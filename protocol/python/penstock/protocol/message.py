@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +62,35 @@ no such region, if it is too small, or if shared memory is not allowed. Called f
 each request: a region may be registered anew under its name at any time."""
 
 
+class Target(NamedTuple):
+    """Memory of the client that an output is written to.
+
+    ``memory`` is writable, ``ref.byte_size`` bytes long, and stays valid as long as it is held.
+    ``written(n)`` is called once its first n bytes are in place, where that is not all that there
+    is to do (device memory).
+    """
+
+    ref: RegionRef
+    memory: memoryview
+    written: Callable[[int], None] | None = None
+
+
+class Regions(Protocol):
+    """The clients' shared memory as codecs see it; ``Resolve`` says what both raise."""
+
+    def resolve(self, ref: RegionRef) -> memoryview:
+        """The bytes of an input; see ``Resolve``."""
+        ...
+
+    def target(self, ref: RegionRef) -> Target:
+        """Where an output goes. Asked for when the request is read, so that a wrong name fails
+        before the model runs, and what is unregistered meanwhile stays there for the reply."""
+        ...
+
+
+NO_TARGETS: Final[Mapping[str, Target]] = MappingProxyType({})
+
+
 class Signature:
     """Everything about a message but its tensor bytes. Immutable; compared by identity.
 
@@ -92,11 +121,13 @@ class InferRequest:
 
     ``model`` empty means the default model, ``version`` empty the version policy's choice.
     ``timeout_us`` 0 means none; ``priority`` 0 means the model's default, 1 is the highest.
+    ``targets``, by output name, are where outputs go that the client wants in its own memory.
     Name the arguments after ``arrays``; on the hot path they are positional, which is faster.
     """
 
     __slots__ = (
-        "arrays", "id", "model", "parameters", "priority", "signature", "timeout_us", "version",
+        "arrays", "id", "model", "parameters", "priority", "signature", "targets", "timeout_us",
+        "version",
     )  # fmt: skip
 
     def __init__(
@@ -118,6 +149,7 @@ class InferRequest:
         self.parameters = parameters
         self.timeout_us = timeout_us
         self.priority = priority
+        self.targets = NO_TARGETS
 
 
 class InferReply:

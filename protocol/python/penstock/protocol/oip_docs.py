@@ -33,11 +33,14 @@ class _Model(msgspec.Struct):
 _model_decoder = msgspec.json.Decoder(_Model)
 
 
-def model_metadata_document(meta: ModelMetadata) -> dict[str, object]:
-    """What GET /v2/models/<model> answers, ready for a JSON encoder."""
+def model_metadata_document(meta: ModelMetadata, *, alone: bool = False) -> dict[str, object]:
+    """What GET /v2/models/<model> answers, ready for a JSON encoder.
+
+    ``alone`` is for who asked for this one version: it is then the only one named.
+    """
     return {
         "name": meta.name,
-        "versions": list(meta.versions),
+        "versions": [meta.version] if alone else list(meta.versions),
         "platform": meta.platform,
         "inputs": [_tensor_document(spec) for spec in meta.inputs],
         "outputs": [_tensor_document(spec) for spec in meta.outputs],

@@ -1,30 +1,37 @@
 """From parsed tensor records and the bytes behind the JSON to specs and arrays.
 
 Knows: the rules that requests (``inputs``) and replies (``outputs``) share: names once, shapes
-within limits, data either in the JSON or in the binary part, which holds the tensors one after the
-other with no gaps. Knows nothing of ids, parameters of the message and of memoising.
+within limits, data either in the JSON, or in a region of shared memory, or in the binary part,
+which holds the tensors one after the other with no gaps. Knows nothing of ids, parameters of the
+message and of memoising.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from math import prod
+from typing import Any
 
-import numpy as np
+from msgspec import UNSET
 
 from penstock.protocol import dtype as dt
 from penstock.protocol.dtype import DType
 from penstock.protocol.errors import Code, InferError, ProtocolError
 from penstock.protocol.limits import WireLimits
-from penstock.protocol.message import Array, TensorSpec
+from penstock.protocol.message import Array, RegionRef, Regions, TensorSpec
+from penstock.protocol.oip_json_large import Lifting
 from penstock.protocol.oip_json_wire import Tensor, check_text, unsigned
+from penstock.protocol.oip_region import NO_REGIONS, REGION, region_array, region_ref
 from penstock.protocol.oip_tensor import (
     Body,
     element_count,
-    object_array,
-    strings_of,
+    size_mismatch,
     values_array,
+    view_of,
 )
+
+Place = int | RegionRef
+"""Where a tensor's bytes are: so many of the binary part, or a region."""
 
 
 def json_end(body: Body, json_length: int | None, limits: WireLimits) -> int:
@@ -33,21 +40,24 @@ def json_end(body: Body, json_length: int | None, limits: WireLimits) -> int:
         return len(body)
     if not 0 < json_length <= len(body):
         raise ProtocolError(
-            f"Inference-Header-Content-Length {json_length} does not fit a body of "
-            f"{len(body)} bytes"
+            f"inference header size should be in range (0, {len(body)}), got: {json_length}"
         )
-    if json_length > limits.config_bytes_max:
-        raise ProtocolError(
-            f"request JSON size of {json_length} bytes exceeds the maximum allowed input size of "
-            f"{limits.config_bytes_max} bytes"
-        )
+    check_json_size(json_length, limits)
     return json_length
+
+
+def check_json_size(size: int, limits: WireLimits) -> None:
+    if size > limits.json_bytes_max:
+        raise ProtocolError(
+            f"request JSON size of {size} bytes exceeds the maximum allowed input size of "
+            f"{limits.json_bytes_max} bytes. Use --http-max-input-size to increase the limit."
+        )
 
 
 def dtype_of(datatype: str, name: str, what: str) -> DType:
     dtype = dt.BY_NAME.get(datatype)
     if dtype is None:
-        raise ProtocolError(f"{what} '{name}' has unknown datatype '{datatype[:32]}'")
+        raise ProtocolError(f"invalid datatype for {what} {name}: '{datatype[:32]}'")
     return dtype
 
 
@@ -78,21 +88,35 @@ def specs_of(
 class BodyReader:
     """Walks one message's tensors, JSON and binary, in their order.
 
-    ``model`` and ``what`` ("input" or "output") only fill error texts.
+    ``model`` and ``what`` ("input" or "output") only fill error texts. ``places`` are, afterwards,
+    where the tensors were that are not in the JSON.
     """
 
-    __slots__ = ("_body", "_limits", "_model", "_typed", "_what", "all_binary", "offset")
+    __slots__ = (
+        "_body", "_lifting", "_limits", "_model", "_regions", "_typed", "_what", "offset", "places",
+    )  # fmt: skip
 
     def __init__(
-        self, body: Body, offset: int, *, typed: bool, what: str, model: str, limits: WireLimits
+        self,
+        body: Body,
+        offset: int,
+        *,
+        typed: bool,
+        what: str,
+        model: str,
+        limits: WireLimits,
+        regions: Regions = NO_REGIONS,
+        lifting: Lifting | None = None,
     ) -> None:
         self._body = body
         self._typed = typed
         self._what = what
         self._model = model
         self._limits = limits
+        self._regions = regions
+        self._lifting = lifting
         self.offset = offset
-        self.all_binary = True
+        self.places: list[Place] = []
 
     def arrays(self, tensors: Sequence[Tensor[Any]], specs: Sequence[TensorSpec]) -> list[Array]:
         """All tensors; afterwards ``offset`` is the end of the body, or it was an error."""
@@ -106,16 +130,23 @@ class BodyReader:
     def _array(self, tensor: Tensor[Any], spec: TensorSpec) -> Array:
         parameters = tensor.parameters
         if parameters:
-            if "shared_memory_region" in parameters:
-                refuse_shared_memory(self._what, spec.name)
+            ref = region_ref(parameters, self._what, spec.name)
+            if ref is not None:
+                return self._shared(tensor, spec, ref)
             size = parameters.get("binary_data_size")
             if size is not None:
+                if tensor.data is not UNSET and self._what == "input":
+                    raise _not_one(spec.name, "'data' 'binary_data_size'")
                 return self._binary(spec, unsigned(size, "binary_data_size"))
-        self.all_binary = False
+        if tensor.data is UNSET and self._what == "input":
+            raise _not_one(spec.name)
         if not isinstance(tensor.data, list | int | float | str):
             raise ProtocolError(
                 f"{self._what} '{spec.name}' has neither 'data' nor a 'binary_data_size'"
             )
+        lifted = self._lifting.find(tensor.data) if self._lifting is not None else None
+        if lifted is not None:
+            return lifted.array(spec.dtype, spec.shape)
         return values_array(
             tensor.data,
             spec.dtype,
@@ -126,48 +157,39 @@ class BodyReader:
             typed=self._typed,
         )
 
+    def _shared(self, tensor: Tensor[Any], spec: TensorSpec, ref: RegionRef) -> Array:
+        if self._what == "output":
+            raise InferError(
+                Code.UNIMPLEMENTED, f"output '{spec.name}' is in shared memory, not in the reply"
+            )
+        beside = "'data' " if tensor.data is not UNSET else ""
+        if "binary_data_size" in (tensor.parameters or ()):
+            beside += "'binary_data_size' "
+        if beside:
+            raise _not_one(spec.name, f"{beside}'{REGION}'")
+        self.places.append(ref)
+        return region_array(self._regions, ref, spec, self._model)
+
     def _binary(self, spec: TensorSpec, size: int) -> Array:
         start = self.offset
-        if spec.dtype is not dt.BYTES:
-            expected = _count(spec.shape) * spec.dtype.itemsize
-            if size != expected:
-                raise size_mismatch(spec.name, self._model, expected, size, self._what)
         if size > len(self._body) - start:
             raise ProtocolError(
                 f"unexpected size for {self._what} '{spec.name}', expecting "
                 f"{size - (len(self._body) - start)} additional bytes for model '{self._model}'"
             )
+        if spec.dtype is not dt.BYTES:
+            expected = prod(spec.shape) * spec.dtype.itemsize
+            if size != expected:
+                raise size_mismatch(spec.name, self._model, expected, size, self._what)
         self.offset = start + size
-        return view_of(self._body, spec, start, size, self._what)
+        self.places.append(size)
+        return view_of(self._body, spec, start, size, self._what, self._model)
 
 
-def view_of(body: Body, spec: TensorSpec, start: int, size: int, what: str = "input") -> Array:
-    """The tensor at ``body[start : start + size]``; only BYTES elements are copied."""
-    if spec.dtype is dt.BYTES:
-        count = _count(spec.shape)
-        strings = strings_of(body[start : start + size], count, spec.name, what)
-        return object_array(strings, spec.shape)
-    return np.ndarray(spec.shape, spec.dtype.numpy, body, start)
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    count = 1
-    for dim in shape:
-        count *= dim
-    return count
-
-
-def size_mismatch(
-    name: str, model: str, expected: int, got: int, what: str = "input"
-) -> ProtocolError:
+def _not_one(name: str, fields: str = "") -> ProtocolError:
     return ProtocolError(
-        f"{what} byte size mismatch for {what} '{name}' for model '{model}'. "
-        f"Expected {expected}, got {got}"
-    )
-
-
-def refuse_shared_memory(what: str, name: str) -> NoReturn:
-    raise InferError(
-        Code.UNIMPLEMENTED,
-        f"shared memory is not supported; send {what} '{name}' in the message itself",
+        "Input must set only one of the following fields: 'data', 'binary_data_size' in "
+        f"'parameters', '{REGION}' in 'parameters'. But "
+        + (f"set {fields}" if fields else "no field is set"),
+        field=name,
     )

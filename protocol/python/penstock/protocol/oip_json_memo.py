@@ -14,14 +14,14 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
 from penstock.protocol import dtype as dt
-from penstock.protocol.message import Array, Signature, TensorSpec
-from penstock.protocol.oip_json_body import view_of
-from penstock.protocol.oip_json_wire import Tensor, unsigned
-from penstock.protocol.oip_tensor import Body
+from penstock.protocol.message import Array, RegionRef, Regions, Signature
+from penstock.protocol.oip_json_body import Place
+from penstock.protocol.oip_region import NO_REGIONS, known_region_array
+from penstock.protocol.oip_tensor import Body, view_of
+from penstock.protocol.sightings import Sightings
 
 PLANS_MAX: Final = 1024
 PLAN_JSON_BYTES_MAX: Final = 8192
-SEEN_MAX: Final = 4096
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -31,49 +31,48 @@ class Plan(NamedTuple):
     """What one JSON text means.
 
     ``views`` are (shape, dtype, offset from the end of the JSON), to be made into arrays without
-    another look; ``None`` when there are BYTES among the tensors, whose elements must be looked at
-    each time. ``sizes`` are those of the tensors' binary parts, ``binary_bytes`` their sum.
+    another look; ``None`` when there are tensors that must be looked at each time: the elements of
+    BYTES, and what lies in shared memory. ``places`` say where each is, ``binary_bytes`` is the
+    length of the binary part.
     """
 
     signature: Signature
     binary_bytes: int
     views: tuple[tuple[tuple[int, ...], Any, int], ...] | None
-    sizes: tuple[int, ...]
+    places: tuple[Place, ...]
     extras: Any
 
 
 class Plans:
     """A table of plans by text. Readers look into ``table`` themselves."""
 
-    __slots__ = ("_seen", "table")
+    __slots__ = ("_sightings", "table")
 
     def __init__(self) -> None:
         self.table: dict[bytes, Plan] = {}
-        self._seen: set[int] = set()
+        self._sightings = Sightings()
 
     def wants(self, text: bytes) -> bool:
-        """Whether ``text`` was seen before. A collision of hashes only keeps one too many."""
-        mark = hash(text)
-        if mark in self._seen:
-            return True
-        if len(self._seen) >= SEEN_MAX:
-            self._seen.clear()
-        self._seen.add(mark)
-        return False
+        """Whether ``text`` was seen before."""
+        return self._sightings.again(text)
 
     def add(
-        self, text: bytes, signature: Signature, tensors: Sequence[Tensor[Any]], extras: object
+        self, text: bytes, signature: Signature, places: Sequence[Place], extras: object
     ) -> None:
-        """Keeps what ``text`` was found to mean; all ``tensors`` are binary and were checked."""
-        sizes, views, offset = [], [], 0
-        for spec, tensor in zip(signature.tensors, tensors, strict=True):
-            size = unsigned((tensor.parameters or {})["binary_data_size"], "binary_data_size")
-            sizes.append(size)
-            views.append((spec.shape, spec.dtype.numpy, offset))
-            offset += size
-        has_strings = any(spec.dtype is dt.BYTES for spec in signature.tensors)
-        plan = Plan(signature, offset, None if has_strings else tuple(views), tuple(sizes), extras)
-        keep(self.table, text, plan, PLANS_MAX)
+        """Keeps what ``text`` was found to mean. None of the tensors is in the JSON."""
+        views: list[tuple[tuple[int, ...], Any, int]] | None = []
+        offset = 0
+        for spec, place in zip(signature.tensors, places, strict=True):
+            if isinstance(place, RegionRef):
+                views = None
+                continue
+            if spec.dtype is dt.BYTES:
+                views = None
+            elif views is not None:
+                views.append((spec.shape, spec.dtype.numpy, offset))
+            offset += place
+        fixed = None if views is None else tuple(views)
+        keep(self.table, text, Plan(signature, offset, fixed, tuple(places), extras), PLANS_MAX)
 
 
 def keep(table: dict[K, V], key: K, value: V, entries_max: int) -> None:
@@ -83,12 +82,15 @@ def keep(table: dict[K, V], key: K, value: V, entries_max: int) -> None:
     table[key] = value
 
 
-def arrays_with_strings(
-    tensors: Sequence[TensorSpec], sizes: Sequence[int], body: Body, offset: int, what: str
+def arrays_at(
+    plan: Plan, body: Body, offset: int, what: str, model: str, regions: Regions = NO_REGIONS
 ) -> list[Array]:
-    """The arrays of a plan that has no ``views``."""
+    """The arrays of a plan that has no ``views``. ``what`` and ``model`` fill error texts."""
     arrays = []
-    for spec, size in zip(tensors, sizes, strict=True):
-        arrays.append(view_of(body, spec, offset, size, what))
-        offset += size
+    for spec, place in zip(plan.signature.tensors, plan.places, strict=True):
+        if isinstance(place, RegionRef):
+            arrays.append(known_region_array(regions, place, spec, model))
+        else:
+            arrays.append(view_of(body, spec, offset, place, what, model))
+            offset += place
     return arrays

@@ -22,29 +22,34 @@ from typing import Any, Final
 
 import numpy as np
 
-from penstock.protocol.errors import ProtocolError
+from penstock.protocol.errors import Code, PenstockError, ProtocolError
 from penstock.protocol.limits import DEFAULT, WireLimits
 from penstock.protocol.message import (
     NO_PARAMETERS,
     InferRequest,
     OutputRequest,
     Parameter,
+    RegionRef,
+    Regions,
     Signature,
 )
 from penstock.protocol.oip_form import ALL_BINARY, ALL_JSON, OipForm
 from penstock.protocol.oip_json_body import (
     BodyReader,
+    Place,
+    check_json_size,
     json_end,
-    refuse_shared_memory,
     specs_of,
 )
+from penstock.protocol.oip_json_large import Lifting, NotPlain
 from penstock.protocol.oip_json_memo import (
     PLAN_JSON_BYTES_MAX,
     Plans,
-    arrays_with_strings,
+    arrays_at,
     keep,
 )
 from penstock.protocol.oip_json_wire import (
+    NOT_UNSIGNED,
     Output,
     Request,
     boolean,
@@ -53,10 +58,13 @@ from penstock.protocol.oip_json_wire import (
     scalars,
     unsigned,
 )
+from penstock.protocol.oip_region import NO_REGIONS, region_ref, region_targets
 from penstock.protocol.oip_tensor import Body
 
 ID_BYTES_MAX: Final = 128
 """Longer ids are not cut out of the text."""
+LARGE_JSON_BYTES_MIN: Final = 64 * 1024
+"""Longer texts are read a piece at a time; see ``oip_json_large``."""
 SIGNATURES_MAX: Final = 1024
 SIGNATURE_SIZE_MAX: Final = 8192
 """Of a signature that is remembered: characters of its names and strings, and what specs weigh."""
@@ -69,11 +77,15 @@ _ID_KEY: Final = re.compile(rb'"id"[ \t\r\n]*:')
 class RequestDecoder:
     """Decodes request bodies; one per server, used from one thread.
 
-    What it remembers is bounded as ``oip_json_memo`` says, and by ``SIGNATURES_MAX``.
+    What it remembers is bounded as ``oip_json_memo`` says, and by ``SIGNATURES_MAX``. ``regions``
+    is the memory that clients share; what it gives is asked for anew for each request.
     """
 
-    def __init__(self, limits: WireLimits = DEFAULT) -> None:
+    def __init__(self, limits: WireLimits = DEFAULT, regions: Regions = NO_REGIONS) -> None:
         self._limits = limits
+        self._regions = regions
+        self._all_shared = False
+        """Whether there was a request without binary data that is worth remembering."""
         self._id_bytes_max = min(ID_BYTES_MAX, limits.name_bytes_max)
         self._plans = Plans()
         self._find = self._plans.table.get
@@ -88,6 +100,8 @@ class RequestDecoder:
         Inference-Header-Content-Length, ``None`` without it. For 0 see ``oip_raw``.
         ``model`` only fills error texts; the caller sets the request's model and version.
         """
+        if json_length is None and self._all_shared and 0 < len(body) <= PLAN_JSON_BYTES_MAX:
+            json_length = len(body)
         if json_length is None or not 0 < json_length <= PLAN_JSON_BYTES_MAX:
             return self._decode_new(body, json_length, model, None)
         key = body[:json_length]
@@ -102,7 +116,7 @@ class RequestDecoder:
                 plan = self._plans_behind_id.table.get(key)
             if plan is None:
                 return self._decode_new(body, json_length, model, key)
-        signature, binary_bytes, views, sizes, extras = plan
+        signature, binary_bytes, views, _, extras = plan
         if len(body) != length + binary_bytes or length != json_length:
             return self._decode_new(body, json_length, model, None)  # will say what is wrong
         if views is not None:
@@ -110,10 +124,12 @@ class RequestDecoder:
             for shape, dtype, offset in views:
                 arrays.append(_ndarray(shape, dtype, body, length + offset))
         else:
-            arrays = arrays_with_strings(signature.tensors, sizes, body, length, "input")
+            arrays = arrays_at(plan, body, length, "input", model, self._regions)
         request = InferRequest(signature, arrays)
         if extras is not None:
-            request.id, request.parameters, request.timeout_us, request.priority = extras
+            request.id, request.parameters, request.timeout_us, request.priority, refs = extras
+            if refs:
+                request.targets = region_targets(refs, self._regions)
         if request_id:
             request.id = request_id
         return request
@@ -123,10 +139,53 @@ class RequestDecoder:
     ) -> InferRequest:
         limits = self._limits
         end = json_end(body, json_length, limits)
+        check_json_size(end, limits)
         text = body if end == len(body) else memoryview(body)[:end]
+        if end > LARGE_JSON_BYTES_MIN:
+            try:
+                return self._decode_large(body, end, text, model)
+            except NotPlain:
+                pass
         parsed, typed = request_parser.parse(text, limits)
+        reader = BodyReader(
+            body,
+            end,
+            typed=typed,
+            what="input",
+            model=model,
+            limits=limits,
+            regions=self._regions,
+        )
+        request = self._read(parsed, reader)
+        if len(reader.places) == len(request.arrays):
+            if key is not None:
+                self._remember(key, reader.places, request)
+            elif json_length is None and reader.places:
+                self._all_shared = True
+        return request
+
+    def _decode_large(self, body: Body, end: int, text: Body, model: str) -> InferRequest:
+        """As ``_decode_new``, a piece at a time; raises ``NotPlain`` where that cannot be."""
+        limits = self._limits
+        lifting = Lifting(text)
+        try:
+            parsed, typed = request_parser.parse(lifting.skeleton, limits)
+            reader = BodyReader(
+                body,
+                end,
+                typed=typed,
+                what="input",
+                model=model,
+                limits=limits,
+                regions=self._regions,
+                lifting=lifting,
+            )
+            return self._read(parsed, reader)
+        except PenstockError:
+            raise NotPlain from None  # The whole text gives the right words for the error.
+
+    def _read(self, parsed: Request[Any], reader: BodyReader) -> InferRequest:
         signature, request_id, parameters, timeout_us, priority = self._head(parsed)
-        reader = BodyReader(body, end, typed=typed, what="input", model=model, limits=limits)
         arrays = reader.arrays(parsed.inputs, signature.tensors)
         request = InferRequest(
             signature,
@@ -136,8 +195,9 @@ class RequestDecoder:
             timeout_us=timeout_us,
             priority=priority,
         )
-        if key is not None and reader.all_binary:
-            self._remember(key, parsed, request)
+        refs = signature.form.regions
+        if refs:
+            request.targets = region_targets(refs, self._regions)
         return request
 
     def _head(
@@ -155,7 +215,10 @@ class RequestDecoder:
                 timeout_us = unsigned(parameters.pop("timeout"), "timeout")
             if "priority" in parameters:
                 priority = unsigned(parameters.pop("priority"), "priority")
-        rest = scalars(parameters, self._limits) if parameters else NO_PARAMETERS
+        rest = NO_PARAMETERS
+        if parameters:
+            _check_reserved(parameters)
+            rest = scalars(parameters, self._limits)
         request_id = parsed.id or ""
         check_text(request_id, "id", self._limits)
         return self._signature(parsed, binary_default), request_id, rest, timeout_us, priority
@@ -176,7 +239,7 @@ class RequestDecoder:
                 keep(self._signatures, key, found, SIGNATURES_MAX)
         return found
 
-    def _remember(self, key: bytes, parsed: Request[Any], request: InferRequest) -> None:
+    def _remember(self, key: bytes, places: Sequence[Place], request: InferRequest) -> None:
         whole = key[:1] != b'"'
         if not whole and (b"\\" in key or _ID_KEY.search(key)):
             return  # a second id, perhaps, which would override the one that was cut out
@@ -188,9 +251,10 @@ class RequestDecoder:
             request.parameters,
             request.timeout_us,
             request.priority,
+            request.signature.form.regions,
         )
         plain = not any(extras)
-        plans.add(key, request.signature, parsed.inputs, None if plain else extras)
+        plans.add(key, request.signature, places, None if plain else extras)
 
 
 def _without_id(text: bytes, id_bytes_max: int) -> tuple[bytes, str]:
@@ -232,18 +296,53 @@ def _outputs(
         raise ProtocolError(f"{len(wanted)} outputs, more than the maximum {limits.tensors_max}")
     outputs: dict[str, OutputRequest] = {}
     binary: dict[str, bool] = {}
+    regions: dict[str, RegionRef] = {}
     for output in wanted:
         name = output.name
         check_text(name, "output name", limits)
         if name in outputs:
             raise ProtocolError(f"output '{name}' already exists in request")
-        parameters = scalars(output.parameters, limits) if output.parameters else NO_PARAMETERS
-        if "shared_memory_region" in parameters:
-            refuse_shared_memory("output", name)
+        given = output.parameters
+        if given and "classification" in given:
+            _check_classes(given)
+        parameters = scalars(given, limits) if given else NO_PARAMETERS
+        ref = region_ref(parameters, "output", name)
+        if ref is not None:
+            regions[name] = ref
         outputs[name] = OutputRequest(name, parameters)
         chosen = parameters.get("binary_data")
         binary[name] = binary_default if chosen is None else boolean(chosen, "binary_data")
+        if ref is not None and chosen:
+            raise ProtocolError("Output can't set both 'shared_memory_region' and 'binary_data'")
+    if regions:
+        form = OipForm(binary_default, MappingProxyType(binary), MappingProxyType(regions))
+        return tuple(outputs.values()), form
     return tuple(outputs.values()), _form(binary, binary_default)
+
+
+def _check_classes(parameters: dict[str, Any]) -> None:
+    """0 is no wish, as in Triton's HTTP; other protocols have their own idea of it."""
+    count = parameters["classification"]
+    if type(count) is not int or count < 0:
+        raise ProtocolError(f"Unable to set 'classification': {NOT_UNSIGNED}", code=Code.INTERNAL)
+    if not count:
+        del parameters["classification"]
+
+
+def _check_reserved(parameters: dict[str, Any]) -> None:
+    """Refuses what only the server may say, and what sequences cannot be told by."""
+    if any(key.startswith("triton_") for key in parameters):
+        raise ProtocolError(
+            "parameter keys starting with 'triton_' are reserved for Triton usage and should not "
+            "be specified."
+        )
+    if not isinstance(parameters.get("sequence_id", ""), str):
+        unsigned(parameters["sequence_id"], "sequence_id")
+    for key in ("sequence_start", "sequence_end"):
+        if not isinstance(parameters.get(key, False), bool):
+            raise ProtocolError(
+                f"Unable to parse '{key}': attempt to access JSON non-boolean as boolean"
+            )
 
 
 def _form(binary: dict[str, bool], default: bool) -> OipForm:

@@ -14,7 +14,7 @@ import numpy as np
 from penstock.protocol.limits import DEFAULT, WireLimits
 from penstock.protocol.message import NO_PARAMETERS, InferReply, Signature
 from penstock.protocol.oip_json_body import BodyReader, json_end, specs_of
-from penstock.protocol.oip_json_memo import PLAN_JSON_BYTES_MAX, Plans, arrays_with_strings
+from penstock.protocol.oip_json_memo import PLAN_JSON_BYTES_MAX, Plans, arrays_at
 from penstock.protocol.oip_json_wire import check_text, reply_parser, scalars
 from penstock.protocol.oip_tensor import Body
 
@@ -43,9 +43,9 @@ class ReplyDecoder:
         plan = self._find(text)
         if plan is None or length != json_length or len(body) != length + plan.binary_bytes:
             return _decode_new(body, json_length, self._limits, self._plans)
-        signature, _, views, sizes, extras = plan
+        signature, _, views, _, extras = plan
         if views is None:
-            arrays = arrays_with_strings(signature.tensors, sizes, body, length, "output")
+            arrays = arrays_at(plan, body, length, "output", extras[0])
         else:
             arrays = [np.ndarray(s, d, body, length + offset) for s, d, offset in views]
         reply = InferReply(signature, arrays)
@@ -72,8 +72,8 @@ def _decode_new(
     reader = BodyReader(body, end, typed=typed, what="output", model=model, limits=limits)
     signature = Signature(specs)
     arrays = reader.arrays(parsed.outputs, specs)
-    if plans is not None and reader.all_binary and plans.wants(text):
-        plans.add(text, signature, parsed.outputs, (model, version, request_id, parameters))
+    if plans is not None and len(reader.places) == len(specs) and plans.wants(text):
+        plans.add(text, signature, reader.places, (model, version, request_id, parameters))
     return InferReply(
         signature, arrays, model=model, version=version, id=request_id, parameters=parameters
     )

@@ -26,6 +26,7 @@ from penstock.protocol.message import NO_PARAMETERS, Parameter
 from penstock.protocol.oip_tensor import DEPTH_TEXT, Body
 
 NOT_UNSIGNED: Final = "attempt to access JSON non-unsigned-integer as unsigned-integer"
+_NOT_ARRAY: Final = "attempt to access JSON non-array as array"
 
 Dimension = Annotated[int, msgspec.Meta(ge=0)]
 FlatData = list[int | float | str] | UnsetType
@@ -115,8 +116,9 @@ def _translate(error: Exception, kind: str) -> ProtocolError:
     message = str(error)
     if "].shape" in message:
         where = re.search(r"`\$\.(.*)`", message)
+        whole = where is not None and where[1].endswith(".shape")
         return ProtocolError(
-            f"Unable to parse 'shape': {NOT_UNSIGNED}",
+            f"Unable to parse 'shape': {_NOT_ARRAY if whole else NOT_UNSIGNED}",
             field=where[1] if where else "",
             code=Code.INTERNAL,
         )

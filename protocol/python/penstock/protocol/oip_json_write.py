@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Final
 
 import msgspec
@@ -22,18 +23,23 @@ import msgspec
 from penstock.protocol import dtype as dt
 from penstock.protocol.errors import InferError
 from penstock.protocol.message import (
+    NO_TARGETS,
     Array,
     InferReply,
     InferRequest,
     Parameter,
+    RegionRef,
     Signature,
+    Target,
     TensorSpec,
 )
 from penstock.protocol.oip_form import ALL_JSON, OipForm
 from penstock.protocol.oip_json_memo import keep
+from penstock.protocol.oip_region import write_region
 from penstock.protocol.oip_tensor import Buffer, buffer_of, json_values, strings_bytes
 
 LAYOUTS_MAX: Final = 1024
+NO_REFS: Final[Mapping[str, RegionRef]] = MappingProxyType({})
 _encode = msgspec.json.Encoder().encode
 
 
@@ -43,10 +49,11 @@ class _Layout:
     ``open`` ends where the id goes. ``fixed`` is all that follows when nothing in it changes, else
     empty, and then ``pieces[i]`` goes before what changes of tensor i (its data or the size of its
     BYTES) and ``close`` at the end. ``whole`` is the fixed JSON of a message without an id.
-    ``sizes`` are those of the binary parts that are known.
+    ``sizes`` are those of the binary parts that are known. ``shared`` says which tensors go to
+    memory of the client, behind the piece of which nothing goes.
     """
 
-    __slots__ = ("binary", "close", "fixed", "open", "pieces", "sizes", "specs", "whole")
+    __slots__ = ("binary", "close", "fixed", "open", "pieces", "shared", "sizes", "specs", "whole")
 
     def __init__(
         self,
@@ -55,10 +62,12 @@ class _Layout:
         specs: Sequence[TensorSpec],
         binary: Sequence[bool],
         close: bytes = b"}",
+        regions: Mapping[str, RegionRef] = NO_REFS,
     ) -> None:
         self.open = open
         self.specs = specs
         self.binary = binary
+        self.shared = [spec.name in regions for spec in specs]
         self.pieces: list[bytes] = []
         self.sizes: list[int] = []
         piece = b'"%b":[' % key
@@ -68,6 +77,12 @@ class _Layout:
                 spec.dtype.name.encode(),
                 _encode(spec.shape),
             )
+            if spec.name in regions:
+                # Triton names no parameters here, and its C++ client fails where there are some
+                # but no binary_data_size.
+                self.pieces.append(piece)
+                piece = b"},"
+                continue
             if is_binary and spec.dtype is not dt.BYTES:
                 size = math.prod(spec.shape) * spec.dtype.itemsize
                 piece += b',"parameters":{"binary_data_size":%d}},' % size
@@ -83,11 +98,15 @@ class _Layout:
 
 
 def _write(
-    layout: _Layout, arrays: Sequence[Array], middle: bytes, what: str
+    layout: _Layout,
+    arrays: Sequence[Array],
+    middle: bytes,
+    what: str,
+    targets: Mapping[str, Target] = NO_TARGETS,
 ) -> tuple[list[Buffer], int | None]:
     """The buffers of a message, and the length of its JSON if bytes follow that."""
     if not layout.fixed:
-        return _write_pieces(layout, arrays, middle, what)
+        return _write_pieces(layout, arrays, middle, what, targets)
     text = layout.open + middle + layout.fixed if middle else layout.whole
     buffers: list[Buffer] = [buffer_of(array) for array in arrays]
     sizes = [len(buffer) for buffer in buffers]
@@ -100,16 +119,22 @@ def _write(
 
 
 def _write_pieces(
-    layout: _Layout, arrays: Sequence[Array], middle: bytes, what: str
+    layout: _Layout,
+    arrays: Sequence[Array],
+    middle: bytes,
+    what: str,
+    targets: Mapping[str, Target],
 ) -> tuple[list[Buffer], int | None]:
     parts = [layout.open, middle]
     buffers: list[Buffer] = [b""]
-    rows = zip(layout.pieces, layout.specs, layout.binary, arrays, strict=True)
-    for piece, spec, is_binary, array in rows:
+    rows = zip(layout.pieces, layout.specs, layout.binary, layout.shared, arrays, strict=True)
+    for piece, spec, is_binary, is_shared, array in rows:
         if array.shape != spec.shape:
             raise ValueError(f"array of shape {array.shape} given for declared {spec}")
         parts.append(piece)
-        if not is_binary:
+        if is_shared:
+            write_region(targets[spec.name], array, spec)
+        elif not is_binary:
             parts.append(json_values(array, spec.dtype, spec.name, what))
         elif spec.dtype is dt.BYTES:
             strings = strings_bytes(array)
@@ -132,13 +157,17 @@ class ReplyEncoder:
         # Holds the signatures and forms, so that an identity never comes to mean another one.
         self._layouts: dict[tuple[Signature, OipForm, str, str], _Layout] = {}
 
-    def encode(self, reply: InferReply, form: object) -> tuple[list[Buffer], int | None]:
+    def encode(
+        self, reply: InferReply, form: object, targets: Mapping[str, Target] = NO_TARGETS
+    ) -> tuple[list[Buffer], int | None]:
         """The body in pieces, and the length of its JSON if there are binary data behind it.
 
-        ``form`` is ``signature.form`` of the request; any but an ``OipForm`` means JSON.
+        ``form`` is ``signature.form`` of the request, any but an ``OipForm`` means JSON;
+        ``targets`` are the request's. What belongs there is written there by this call.
 
         Raises:
-            InferError: an output cannot travel in the form that was asked for.
+            InferError: an output cannot travel in the form that was asked for, or does not fit the
+                memory that is to hold it.
             ValueError: an array is not what the signature declares.
         """
         wanted = form if isinstance(form, OipForm) else ALL_JSON
@@ -149,8 +178,8 @@ class ReplyEncoder:
             keep(self._layouts, key, layout, LAYOUTS_MAX)
         middle = b'"id":%b,' % _encode(reply.id) if reply.id else b""
         if reply.parameters:
-            middle += b'"parameters":%b,' % _parameters_bytes(reply.parameters)
-        return _write(layout, reply.arrays, middle, "output")
+            middle += b'"parameters":%b,' % parameters_bytes(reply.parameters)
+        return _write(layout, reply.arrays, middle, "output", targets)
 
 
 def _reply_layout(signature: Signature, form: OipForm, model: str, version: str) -> _Layout:
@@ -159,10 +188,11 @@ def _reply_layout(signature: Signature, form: OipForm, model: str, version: str)
         b"outputs",
         signature.tensors,
         [form.is_binary(spec.name) for spec in signature.tensors],
+        regions=form.regions,
     )
 
 
-def _parameters_bytes(parameters: Mapping[str, Parameter]) -> bytes:
+def parameters_bytes(parameters: Mapping[str, Parameter]) -> bytes:
     plain = dict(parameters)
     if any(isinstance(v, float) and not math.isfinite(v) for v in plain.values()):
         return json.dumps(plain, separators=(",", ":")).encode()
@@ -203,7 +233,7 @@ class RequestEncoder:
             keep(self._layouts, signature, layout, LAYOUTS_MAX)
         middle = b'"id":%b,' % _encode(request.id) if request.id else b""
         if request.parameters or request.priority or request.timeout_us:
-            middle += b'"parameters":%b,' % _parameters_bytes(self._parameters(request))
+            middle += b'"parameters":%b,' % parameters_bytes(self._parameters(request))
         elif self._binary_outputs and not signature.outputs:
             middle += b'"parameters":{"binary_data_output":true},'
         try:

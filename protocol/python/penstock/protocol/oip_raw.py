@@ -14,8 +14,7 @@ from penstock.protocol import dtype as dt
 from penstock.protocol.errors import ProtocolError
 from penstock.protocol.message import Array, InferRequest, Signature, TensorSpec
 from penstock.protocol.oip_form import ALL_BINARY
-from penstock.protocol.oip_json_body import size_mismatch
-from penstock.protocol.oip_tensor import Body, object_array
+from penstock.protocol.oip_tensor import Body, object_array, size_mismatch
 
 
 def decode_raw(

@@ -24,7 +24,7 @@ from penstock.protocol import dtype as dt
 from penstock.protocol.dtype import DType
 from penstock.protocol.errors import Code, InferError, ProtocolError
 from penstock.protocol.limits import WireLimits
-from penstock.protocol.message import Array
+from penstock.protocol.message import Array, TensorSpec
 
 Buffer = bytes | memoryview
 Body = bytes | bytearray | memoryview
@@ -32,10 +32,11 @@ Body = bytes | bytearray | memoryview
 BINARY_ONLY: Final = (dt.FP16, dt.BF16)
 """JSON numbers cannot carry these; Triton refuses them in both directions."""
 
+_PART_ELEMENTS: Final = 8192
 COPY_BYTES_MAX: Final = 512
 """Up to here copying an array out (60 ns) is cheaper than a memory view of it (200 ns)."""
 
-_PACK: Final = {
+PACK: Final = {
     dt.UINT8: "B", dt.INT8: "b", dt.UINT16: "H", dt.INT16: "h", dt.UINT32: "I", dt.INT32: "i",
     dt.UINT64: "Q", dt.INT64: "q", dt.FP32: "f", dt.FP64: "d", dt.BOOL: "?",
 }  # fmt: skip
@@ -85,7 +86,7 @@ def values_array(
         raise InferError(
             Code.INVALID_ARGUMENT,
             f"receiving {dtype} data via JSON is not supported. "
-            f"Please use the binary data format for {what} '{name}'",
+            f"Please use the binary data format for {what} {name}",
         )
     count = prod(shape)
     if typed and dtype is not dt.BOOL:
@@ -100,7 +101,7 @@ def values_array(
         return _strings_array(flat, shape, name, what)
     try:
         # struct checks type and range of every value and is faster than np.array, which does not.
-        packed = struct.pack(f"<{count}{_PACK[dtype]}", *flat)
+        packed = struct.pack(f"<{count}{PACK[dtype]}", *flat)
     except (struct.error, OverflowError) as error:
         raise _bad_value(dtype, name, what, str(error)) from None
     return np.ndarray(shape, dtype.numpy, packed)
@@ -171,9 +172,18 @@ def json_values(array: Array, dtype: DType, name: str, what: str = "output") -> 
         raise InferError(
             Code.INVALID_ARGUMENT,
             f"sending {dtype} data via JSON is not supported. "
-            f"Please use the binary data format for {what} '{name}'",
+            f"Please use the binary data format for {what} {name}",
         )
-    values = array.reshape(-1).tolist()
+    flat = array.reshape(-1)
+    if len(flat) > _PART_ELEMENTS:
+        # Part by part: on a thread, so that others get their turn; anywhere, for the caches' sake.
+        parts = (flat[i : i + _PART_ELEMENTS] for i in range(0, len(flat), _PART_ELEMENTS))
+        return b"[%b]" % b",".join([_json_part(p, dtype, name, what)[1:-1] for p in parts])
+    return _json_part(flat, dtype, name, what)
+
+
+def _json_part(array: Array, dtype: DType, name: str, what: str) -> bytes:
+    values = array.tolist()
     if dtype is dt.BYTES:
         return _json_strings(values, name, what)
     text = _encode(values)
@@ -203,8 +213,10 @@ def object_array(values: list[bytes], shape: tuple[int, ...]) -> Array:
     return out.reshape(shape)
 
 
-def strings_of(raw: Body, count: int, name: str, what: str = "input") -> list[bytes]:
-    """The ``count`` elements of a BYTES tensor in its binary form."""
+def strings_of(
+    raw: Body, count: int, name: str, what: str = "input", model: str = ""
+) -> list[bytes]:
+    """The ``count`` elements of a BYTES tensor in its binary form. The rest fills error texts."""
     raw = bytes(raw)
     found: list[bytes] = []
     offset = 0
@@ -217,10 +229,10 @@ def strings_of(raw: Body, count: int, name: str, what: str = "input") -> list[by
         pass
     if offset == len(raw) and len(found) == count:
         return found
-    raise ProtocolError(_strings_fault(raw, count, name, what))
+    raise ProtocolError(_strings_fault(raw, count, name, what, model))
 
 
-def _strings_fault(raw: bytes, count: int, name: str, what: str) -> str:
+def _strings_fault(raw: bytes, count: int, name: str, what: str, model: str) -> str:
     offset = elements = 0
     while len(raw) - offset >= 4:
         (length,) = _length_at(raw, offset)
@@ -234,12 +246,39 @@ def _strings_fault(raw: bytes, count: int, name: str, what: str) -> str:
         elements += 1
     if offset < len(raw):
         return (
-            f"incomplete string length indicator for inference {what} '{name}', expecting 4 bytes "
-            f"but only {len(raw) - offset} bytes available"
+            f"incomplete string length indicator for inference {what} '{name}' for model "
+            f"'{model}', expecting 4 bytes but only {len(raw) - offset} bytes available. Please "
+            "make sure the string length indicator is in one buffer."
         )
-    return (
-        f"unexpected number of string elements {elements} for inference {what} '{name}', "
-        f"expecting {count}"
+    return strings_mismatch(name, model, count, elements, what)
+
+
+def strings_mismatch(name: str, model: str, expected: int, got: int, what: str = "input") -> str:
+    """The text for a BYTES tensor of another number of elements."""
+    where = f"string elements for inference {what} '{name}' for model '{model}'"
+    if got < expected:
+        return f"expected {expected} {where}, got {got}"
+    where = where.replace("elements", f"elements {got}", 1)
+    return f"unexpected number of {where}, expecting {expected}"
+
+
+def view_of(
+    body: Body, spec: TensorSpec, start: int, size: int, what: str = "input", model: str = ""
+) -> Array:
+    """The tensor at ``body[start : start + size]``; only BYTES elements are copied."""
+    if spec.dtype is dt.BYTES:
+        count = prod(spec.shape)
+        strings = strings_of(body[start : start + size], count, spec.name, what, model)
+        return object_array(strings, spec.shape)
+    return np.ndarray(spec.shape, spec.dtype.numpy, body, start)
+
+
+def size_mismatch(
+    name: str, model: str, expected: int, got: int, what: str = "input"
+) -> ProtocolError:
+    return ProtocolError(
+        f"{what} byte size mismatch for {what} '{name}' for model '{model}'. "
+        f"Expected {expected}, got {got}"
     )
 
 
