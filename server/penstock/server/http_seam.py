@@ -3,8 +3,9 @@
 Knows the shape of a call and the media types that both sides name. Must not know either side: the
 transport and the front doors both stand on this module and never import each other.
 
-An endpoint is ``endpoint(responder, head, body)``. It answers by one ``responder.reply`` and
-returns what shall be cancelled if the client goes away before that, or None.
+An endpoint is ``endpoint(responder, head, body)``. It answers by one ``responder.reply``, or by
+``begin``, any number of ``chunk`` and one ``end``, at once or later. It returns what shall be
+cancelled if the client goes away before the answer is complete, or None.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ Buffer = bytes | memoryview
 TEXT: Final = "text/plain; charset=utf-8"
 JSON: Final = "application/json"
 OCTETS: Final = "application/octet-stream"
+EVENTS: Final = "text/event-stream; charset=utf-8"
 
 
 class RequestHead(Protocol):
@@ -42,6 +44,8 @@ class Cancellable(Protocol):
 
 
 class Responder(Protocol):
+    """What answers one request. Whatever is called after the answer is complete does nothing."""
+
     def reply(
         self,
         status: int,
@@ -58,9 +62,38 @@ class Responder(Protocol):
         """
         ...
 
+    def begin(
+        self,
+        status: int,
+        content_type: str,
+        fields: bytes = b"",
+        drained: Callable[[], None] | None = None,
+    ) -> None:
+        """Starts an answer whose length is not known yet.
+
+        ``drained`` is called each time that the client has read enough for ``congested`` to end.
+        """
+        ...
+
+    def chunk(self, buffers: Sequence[Buffer]) -> None:
+        """The next part of the body; ``buffers`` as in ``reply``.
+
+        A client that leaves too much unread, in spite of ``congested``, loses the connection.
+        """
+        ...
+
+    def end(self) -> None:
+        """The body is complete."""
+        ...
+
+    @property
+    def congested(self) -> bool:
+        """Whether the client leaves so much unread that no more should be produced now."""
+        ...
+
 
 Endpoint = Callable[[Responder, Any, Any], Cancellable | None]
-"""(responder, head, body: ``Buffer``) to what can be cancelled until the reply."""
+"""(responder, head, body: ``Buffer``) to what can be cancelled until the answer is complete."""
 
 Refusal = Callable[[RequestHead | None, str], tuple[str, bytes]]
 """(head, text) to the Content-Type and body of an error that the transport itself answers. ``head``

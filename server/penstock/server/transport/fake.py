@@ -8,10 +8,11 @@ through ``sweep``.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from penstock.server.http_seam import TEXT, Buffer, Responder
+from penstock.server.http_seam import EVENTS, TEXT, Buffer, Responder
+from penstock.server.transport.chunked import ChunkedBody
 from penstock.server.transport.head import Head
 from penstock.server.transport.http1 import Http1Connection
 from penstock.server.transport.listener import Http1Listener
@@ -182,18 +183,31 @@ def parse_replies(data: bytes, methods: Sequence[str] = ()) -> tuple[list[Reply]
         pairs = [line.split(": ", 1) for line in lines]
         headers = {name.lower(): value for name, value in pairs}
         assert len(headers) == len(pairs), f"a field is repeated: {lines}"
-        size = 0
+        body: bytes | None = b""
+        rest = data[end + 4 :]
         if status != "100":
-            size = int(headers["content-length"])
-            if answered < len(methods) and methods[answered] == "HEAD":
-                size = 0
+            if answered >= len(methods) or methods[answered] != "HEAD":
+                body, rest = _body(headers, rest)
             answered += 1
-        stop = end + 4 + size
-        if len(data) < stop:
+        if body is None:
             break
-        found.append(Reply(int(status), reason, headers, data[end + 4 : stop]))
-        data = data[stop:]
+        found.append(Reply(int(status), reason, headers, body))
+        data = rest
     return found, data
+
+
+def _body(headers: Mapping[str, str], data: bytes) -> tuple[bytes | None, bytes]:
+    """The body at the start of ``data`` and what follows it; None if it is not all there."""
+    if "content-length" in headers:
+        size = int(headers["content-length"])
+        return (data[:size], data[size:]) if len(data) >= size else (None, data)
+    if "transfer-encoding" not in headers:
+        assert headers["connection"] == "close", "a body without an end"
+        return data, b""
+    assert headers["transfer-encoding"] == "chunked"
+    decoder = ChunkedBody(1 << 30)
+    rest = decoder.feed(data)
+    return (None, data) if rest is None else (bytes(decoder.body), rest)
 
 
 class Echo:
@@ -219,6 +233,29 @@ class Echo:
         """Answers the oldest request that waits."""
         responder, head, body = self.waiting.pop(0)
         responder.reply(200, TEXT, (f"{head.method} {head.path} ".encode(), body))
+
+    def cancel(self) -> None:
+        self.cancelled += 1
+
+
+class Teller:
+    """An endpoint that begins a streamed answer and leaves the rest to the test.
+
+    ``drained`` counts how often it was told to go on, ``cancelled`` the requests given up.
+    """
+
+    def __init__(self) -> None:
+        self.told: list[Responder] = []
+        self.drained = 0
+        self.cancelled = 0
+
+    def __call__(self, responder: Responder, head: Head, body: Buffer) -> Teller:
+        self.told.append(responder)
+        responder.begin(200, EVENTS, b"X-Extra: 1\r\n", self._drained)
+        return self
+
+    def _drained(self) -> None:
+        self.drained += 1
 
     def cancel(self) -> None:
         self.cancelled += 1

@@ -1,24 +1,34 @@
-"""HTTP/1.1 over asyncio: bytes in, a complete request to its endpoint, one write out.
+"""HTTP/1.1 over asyncio: bytes in, a complete request to its endpoint, an answer out.
 
 One request at a time per connection, in order: what a client pipelines waits in the connection.
 Reading stops while too much waits, and no request is started while the client does not read its
 replies. When the client goes away the request in progress is cancelled.
 
 Knows nothing of models and protocols: an *endpoint* is called with the connection (as
-``Responder``), the head and the body, and answers by ``reply`` once, at once or later.
+``Responder``), the head and the body, and answers at once or later. This is the receiving half of a
+connection; the writing one is ``http1_replies``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
 from typing import Final, cast
 
-from penstock.server.http_seam import Buffer, Cancellable
+from penstock.server.http_seam import Buffer
 from penstock.server.transport.body import body_buffer
 from penstock.server.transport.chunked import ChunkedBody
 from penstock.server.transport.head import HEAD_BYTES_MAX, Head, parse_head
+from penstock.server.transport.http1_replies import (
+    BODY,
+    BUSY,
+    BYTES_PER_S_MIN,
+    CHUNKED,
+    HEAD,
+    LINGER,
+    STREAM,
+    Http1Replies,
+)
 from penstock.server.transport.listener import Http1Listener
 from penstock.server.transport.status import BadRequest
 
@@ -26,51 +36,21 @@ _log = logging.getLogger(__name__)
 
 _CARRY_MAX: Final = 64 * 1024
 """Pipelined bytes kept while a request is served; beyond it reading stops."""
-_JOIN_MAX: Final = 32 * 1024
-"""Replies up to this size are copied into one buffer: cheaper than a vector of small parts."""
-_BYTES_PER_S_MIN: Final = 1024
-"""A request that arrives, or a reply that is read, more slowly than this is given up in time."""
 _COPY_MAX: Final = 16 * 1024
 _END: Final = b"\r\n\r\n"
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
-# States of a connection.
-_HEAD: Final = 0
-_BODY: Final = 1
-_CHUNKED: Final = 2
-_BUSY: Final = 3
-_LINGER: Final = 4
-"""Answered and half-closed: whatever still comes is read and dropped, so that the reply arrives."""
 
-
-class Http1Connection(asyncio.BufferedProtocol):
+class Http1Connection(Http1Replies):
     """One client connection. Created by the listener, which also sweeps it for slowness."""
 
-    __slots__ = (
-        "_advancing", "_began", "_body", "_carry", "_charged", "_chunked", "_have", "_head",
-        "_listener", "_need", "_pending", "_read_paused", "_rx", "_since", "_state", "_transport",
-        "_unsent", "_write_paused",
-    )  # fmt: skip
+    __slots__ = ("_advancing", "_have", "_need")
 
     def __init__(self, listener: Http1Listener) -> None:
-        self._listener = listener
-        self._rx: memoryview = listener.head_scratch
-        self._transport: asyncio.Transport = cast(asyncio.Transport, None)
-        self._state = _HEAD
-        self._carry = b""
-        self._head: Head | None = None
-        self._body: memoryview | None = None
+        super().__init__(listener)
         self._have = 0
         self._need = 0
-        self._charged = 0
-        self._chunked: ChunkedBody | None = None
-        self._pending: Cancellable | None = None
         self._advancing = False
-        self._read_paused = False
-        self._write_paused = False
-        self._unsent = 0
-        # Ticks of the listener: when this request (or idleness) began, and the last progress.
-        self._began = self._since = listener.tick
 
     # ------------------------------------------------------------------ asyncio's side
 
@@ -81,7 +61,8 @@ class Http1Connection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._listener.discard(self)
-        self._state = _LINGER
+        self._state = LINGER
+        self._stream = None
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.cancel()
@@ -93,22 +74,22 @@ class Http1Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         state = self._state
-        if state == _BODY:
+        if state == BODY:
             self._body_received(nbytes)
-        elif state == _CHUNKED:
+        elif state == CHUNKED:
             # What follows the body waits until this call is over: an answer given at once would
             # start the next request inside the dispatch of this one.
             self._advancing = True
             self._feed_chunked(bytes(self._rx[:nbytes]))
             self._advancing = False
             self._advance()
-        elif state != _LINGER:
+        elif state != LINGER:
             if self._carry:
                 self._carry += self._rx[:nbytes]
             else:
                 self._since = self._began = self._listener.tick
                 self._carry = bytes(self._rx[:nbytes])
-            if state == _HEAD:
+            if state == HEAD:
                 self._advance()
             if len(self._carry) > _CARRY_MAX and not self._read_paused:
                 self._read_paused = True
@@ -116,14 +97,6 @@ class Http1Connection(asyncio.BufferedProtocol):
 
     def eof_received(self) -> bool:
         return False
-
-    def pause_writing(self) -> None:
-        self._write_paused = True
-
-    def resume_writing(self) -> None:
-        self._write_paused = False
-        self._since = self._listener.tick
-        self._advance()
 
     # ------------------------------------------------------------------ requests
 
@@ -133,7 +106,7 @@ class Http1Connection(asyncio.BufferedProtocol):
             return
         self._advancing = True
         try:
-            while self._state == _HEAD and self._carry and not self._write_paused:
+            while self._state == HEAD and self._carry and not self._write_paused:
                 if not self._start():
                     return
         except BadRequest as error:
@@ -204,7 +177,7 @@ class Http1Connection(asyncio.BufferedProtocol):
             self._chunked = ChunkedBody(self._listener.limits.body_bytes_max)
             self._have = 0
             self._rx = self._listener.scratch
-            self._state = _CHUNKED
+            self._state = CHUNKED
             self._feed_chunked(first)
             return
         self._receive_into(head, first)
@@ -216,7 +189,7 @@ class Http1Connection(asyncio.BufferedProtocol):
         self._have = len(first)
         self._need = len(body)
         self._rx = body[len(first) :]
-        self._state = _BODY
+        self._state = BODY
 
     def _body_received(self, nbytes: int) -> None:
         self._since = self._listener.tick
@@ -256,100 +229,21 @@ class Http1Connection(asyncio.BufferedProtocol):
 
     def _dispatch(self, body: Buffer) -> None:
         """Hands a complete request to its endpoint."""
-        self._state = _BUSY
+        self._state = BUSY
         head = cast(Head, self._head)
         self._body = None
         try:
             pending = head.endpoint(self, head, body)
         except Exception:
             _log.exception("endpoint failed for %s %s", head.method, head.path)
-            if self._state == _BUSY:
+            if self._state == BUSY:
                 content_type, text = self._listener.refusal(head, "internal error")
                 self.reply(500, content_type, (text,))
+            elif self._state == STREAM:
+                self._transport.abort()  # Any other end would look like that of a whole answer.
             return
-        if self._state == _BUSY:
+        if self._state >= BUSY:
             self._pending = pending
-
-    # ------------------------------------------------------------------ replies
-
-    def reply(
-        self,
-        status: int,
-        content_type: str,
-        buffers: Sequence[Buffer],
-        fields: bytes = b"",
-        reason: str = "",
-        close: bool = False,
-    ) -> None:
-        """Answers the request in progress; see ``Responder``."""
-        if self._state != _BUSY:
-            return
-        self._pending = None
-        self._release_body()
-        head = cast(Head, self._head)
-        listener = self._listener
-        size = 0
-        for buffer in buffers:
-            size += len(buffer)
-        last = close or not head.keep_alive or listener.draining
-        start = listener.reply_head(status, content_type, reason)
-        if last:
-            fields += b"Connection: close\r\n"
-        elif head.version == "1.0":
-            fields += b"Connection: keep-alive\r\n"
-        top = b"%b%b%bContent-Length: %d\r\n\r\n" % (start, listener.date, fields, size)
-        if head.method == "HEAD":
-            self._transport.write(top)
-        elif size <= _JOIN_MAX:
-            self._transport.write(b"".join((top, *buffers)))
-        else:
-            self._transport.writelines([top, *buffers])
-        if last:
-            self._linger()
-            return
-        self._state = _HEAD
-        self._since = self._began = listener.tick
-        if self._carry:
-            self._advance()
-
-    def _fatal(self, status: int, message: str) -> None:
-        """Answers a request that cannot be framed or accepted, and ends the connection."""
-        if self._state == _LINGER:
-            return
-        # Of a head that cannot be read the request before it tells what the client understands.
-        content_type, body = self._listener.refusal(self._head, message)
-        self._release_body()
-        self._transport.write(
-            b"%b%bConnection: close\r\nContent-Length: %d\r\n\r\n%b"
-            % (self._listener.reply_head(status, content_type, message),
-               self._listener.date, len(body), body)
-        )  # fmt: skip
-        self._linger()
-
-    def _linger(self) -> None:
-        # Closing with unread input makes TCP reset the connection and the reply may be lost: so the
-        # sending side is closed, and reading goes on until the client closes or a sweep ends it.
-        self._state = _LINGER
-        self._rx = self._listener.scratch
-        self._carry = b""
-        self._chunked = None
-        self._since = self._listener.tick
-        transport = self._transport
-        if transport.is_closing():
-            return
-        if transport.can_write_eof():
-            if self._read_paused:
-                self._read_paused = False
-                transport.resume_reading()
-            transport.write_eof()
-        else:
-            transport.close()
-
-    def _release_body(self) -> None:
-        self._body = None
-        if self._charged:
-            self._listener.charge(-self._charged)
-            self._charged = 0
 
     # ------------------------------------------------------------------ the listener's side
 
@@ -357,38 +251,28 @@ class Http1Connection(asyncio.BufferedProtocol):
         """Ends the connection if it made no progress for too long; called once a second."""
         limits = self._listener.limits
         state = self._state
-        if state == _LINGER or self._write_paused:
+        if state == LINGER or self._write_paused:
             self._sweep_unsent(tick)
             return
         silent_s = tick - self._since
-        if state == _HEAD and not self._carry:
+        if state == HEAD and not self._carry:
             if silent_s > limits.idle_timeout_s:
                 # A client that leaves the rest of a reply unread would keep a close from ending.
                 if self._transport.is_closing():
                     self._transport.abort()
                 else:
                     self._transport.close()
-        elif state != _BUSY and (silent_s > limits.read_timeout_s or self._too_slow(tick)):
+        elif state < BUSY and (silent_s > limits.read_timeout_s or self._too_slow(tick)):
             self._fatal(408, "the request did not arrive in time")
-
-    def _sweep_unsent(self, tick: int) -> None:
-        # What the client takes of a reply shows only here: there is no callback for it.
-        unsent = self._transport.get_write_buffer_size()
-        taken, self._unsent = self._unsent - unsent, unsent
-        if taken < 0 or taken >= _BYTES_PER_S_MIN or (taken and not unsent):
-            self._since = tick
-        limits = self._listener.limits
-        if tick - self._since > (limits.write_timeout_s if unsent else limits.linger_s):
-            self._transport.abort()
 
     def _too_slow(self, tick: int) -> bool:
         grace_s = self._listener.limits.read_timeout_s
-        received = len(self._carry) if self._state == _HEAD else self._have
-        return received < (tick - self._began - grace_s) * _BYTES_PER_S_MIN
+        received = len(self._carry) if self._state == HEAD else self._have
+        return received < (tick - self._began - grace_s) * BYTES_PER_S_MIN
 
     def drain(self) -> None:
         """Closes the connection if no request is in progress."""
-        if self._state == _HEAD and not self._carry:
+        if self._state == HEAD and not self._carry:
             self._transport.close()
 
     def abort(self) -> None:

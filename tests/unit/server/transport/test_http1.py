@@ -14,6 +14,7 @@ import pytest
 from penstock.server.transport import http1 as module
 from penstock.server.transport.fake import HIGH_WATER, Echo, Reply, Wire, parse_replies
 from penstock.server.transport.head import HEAD_BYTES_MAX
+from penstock.server.transport.http1_replies import JOIN_MAX
 
 MakeWire = Callable[..., Wire]
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -222,7 +223,7 @@ def only(wire: Wire) -> Reply:
 
 
 def test_the_reply_of_http_1_1(wire: Wire) -> None:
-    wire.listener._set_date()
+    wire.listener.ticked()
     wire.feed(request("POST", "/a", b"x"))
     reply = only(wire)
     assert (reply.status, reply.reason, reply.body) == (200, "OK", b"POST /a x")
@@ -856,7 +857,7 @@ def test_a_second_reply_is_ignored(make_wire: MakeWire) -> None:
     assert [r.body for r in wire.replies()] == [b"one"]
 
 
-SIZES = [0, 1, module._JOIN_MAX - 1, module._JOIN_MAX, module._JOIN_MAX + 1, 1_000_000]
+SIZES = [0, 1, JOIN_MAX - 1, JOIN_MAX, JOIN_MAX + 1, 1_000_000]
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3000], ids="{} buffers".format)
@@ -879,7 +880,7 @@ def test_replies_are_sent_to_the_byte(
     assert second.body == array.tobytes()
     assert (first.status, first.reason) == (201, "Made")
     assert first.headers["content-length"] == str(size)
-    copied = size <= module._JOIN_MAX
+    copied = size <= JOIN_MAX
     assert wire.transport.gathered == (0 if copied else 1 if method == "HEAD" else 2)
     assert (first.headers["x-one"], first.headers["x-two"]) == ("1", "2")
 
