@@ -160,7 +160,7 @@ class Scene:
         job, step = sent.job, sent.step
         assert (job.reply is None) != (job.error is None)
         if job.error is not None:
-            expired = job.error.code is Code.DEADLINE_EXCEEDED
+            expired = job.error.code is Code.UNAVAILABLE
             assert step.timeout_us if expired else step.poison
             assert expired or job.error.code is Code.INVALID_ARGUMENT
             assert expired or job.error.message == f"input 'X' contains the poison {POISON}"
@@ -190,8 +190,8 @@ def test_every_job_gets_its_own_answer_once(
     workers: int, thread_safe: bool, inline: bool, steps: list[Submit | Cancel | Pause]
 ) -> None:
     with (
-        mock.patch("penstock.server.lane.INLINE_BELOW_NS", 90_000),
-        mock.patch("penstock.server.lane.THREADS_ABOVE_NS", 110_000),
+        mock.patch("penstock.server.pace.INLINE_BELOW_NS", 90_000),
+        mock.patch("penstock.server.pace.THREADS_ABOVE_NS", 110_000),
     ):
         asyncio.run(_run((workers, thread_safe, inline), steps))
 

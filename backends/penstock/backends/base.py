@@ -7,7 +7,7 @@ requests, queues or wires. ``penstock.backends.conformance.check_backend`` prove
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -73,6 +73,22 @@ class Session(Protocol):
 
     def close(self) -> None:
         """Frees what the session holds. Idempotent; no ``run`` is in progress."""
+        ...
+
+
+class StreamingSession(Session, Protocol):
+    """A session that can also answer one request any number of times (*decoupled* models).
+
+    A model that can only do that refuses ``run`` with RunError.
+    """
+
+    def stream(self, inputs: Sequence[Array]) -> Generator[Sequence[Array], None, None]:
+        """As ``run``, but yields zero or more times; each time arrays in the order of ``outputs``.
+
+        The inputs stay the session's until the generator is exhausted or closed. It is advanced and
+        closed by one thread; closing it early means that nobody wants the rest, and must leave the
+        session usable.
+        """
         ...
 
 

@@ -38,6 +38,9 @@ _SUFFIXES: Final[Mapping[str, str]] = {
     ".ort": "onnxruntime",
 }
 
+_DATA_ONLY: Final = frozenset({"fake", "onnxruntime"})
+"""Backends whose artefacts are data: loading one runs the engine, but no program that it brings."""
+
 _made: dict[str, Backend] = {}
 _making = threading.Lock()
 
@@ -74,6 +77,14 @@ def get(name: str) -> Backend:
 def for_file(path: Path) -> str | None:
     """The name of the backend that runs files with this extension; None if there is none."""
     return _SUFFIXES.get(path.suffix.lower())
+
+
+def runs_code(name: str) -> bool:
+    """Whether an artefact of this backend may be a program (a library, a pickle, a plan, Python).
+
+    True for every backend that is not known better, such as all from other packages.
+    """
+    return canonical(name) not in _DATA_ONLY
 
 
 def _make(name: str) -> Backend:

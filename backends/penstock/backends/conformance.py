@@ -16,11 +16,18 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import numpy as np
 
-from penstock.backends.base import Backend, LoadError, ModelSource, RunError, Session
+from penstock.backends.base import (
+    Backend,
+    LoadError,
+    ModelSource,
+    RunError,
+    Session,
+    StreamingSession,
+)
 from penstock.backends.batchable import supports_batching
 from penstock.protocol import dtype as dt
 from penstock.protocol.message import Array, TensorSpec, wire_array
@@ -82,6 +89,9 @@ def check_backend(
             report.skipped.append("batches: the model has no common free first dimension")
         _check_refusals(session, tried[0].inputs)
         report.held.append("refusals")
+        if callable(getattr(session, "stream", None)):
+            _check_streams(cast("StreamingSession", session), tried[0].inputs)
+            report.held.append("streams")
         if session.thread_safe:
             _check_threads(session, tried[0].inputs)
             report.held.append("threads")
@@ -130,7 +140,12 @@ def check_specs(session: Session) -> None:
 
 def run_checked(session: Session, inputs: Sequence[Array]) -> list[Array]:
     """One run with every clause about what comes back."""
-    outputs = list(session.run(inputs))
+    return check_outputs(session, session.run(inputs))
+
+
+def check_outputs(session: Session, returned: Sequence[Array]) -> list[Array]:
+    """The clauses about what a run, or one response of a stream, gives back."""
+    outputs = list(returned)
     wanted = len(session.outputs)
     assert len(outputs) == wanted, f"run must return {wanted} outputs, it returned {len(outputs)}"
     for spec, array in zip(session.outputs, outputs, strict=True):
@@ -240,6 +255,33 @@ def _check_refusals(session: Session, inputs: Sequence[Array]) -> None:
         assert blames_caller, f"{what} is the caller's fault, the RunError must say so"
         after = run_checked(session, inputs)
         _assert_like(after, before, f"the session must stay usable after {what}")
+
+
+def _check_streams(session: StreamingSession, inputs: Sequence[Array]) -> None:
+    first: list[list[Array]] = []
+    kept: list[list[Array]] = []
+    for outputs in session.stream(inputs):
+        first.append(check_outputs(session, outputs))
+        kept.append([array.copy() for array in outputs])
+    again = [check_outputs(session, outputs) for outputs in session.stream(inputs)]
+    count = len(kept)
+    assert len(again) == count, f"a stream must repeat itself: {count} and then {len(again)} times"
+    for mine, copied, other in zip(first, kept, again, strict=True):
+        _assert_like(mine, copied, "responses must outlive their stream", exact=True)
+        _assert_like(other, copied, "a stream must repeat itself")
+    unread = session.stream(inputs)
+    next(unread, None)
+    unread.close()
+    after = [check_outputs(session, outputs) for outputs in session.stream(inputs)]
+    assert len(after) == count, "the session must stay usable after a stream that was closed early"
+    for what, given in _wrong_inputs(session, inputs):
+        try:
+            list(session.stream(given))
+        except RunError as error:
+            blames_caller = error.caller_fault
+        else:
+            raise AssertionError(f"{what} must raise RunError, but the stream succeeded")
+        assert blames_caller, f"{what} is the caller's fault, the RunError must say so"
 
 
 def _check_threads(session: Session, inputs: Sequence[Array]) -> None:

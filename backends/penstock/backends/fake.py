@@ -14,6 +14,8 @@ Options (all strings):
                     ``echo_rows``: OUTPUT0 = INPUT0, ROWS int64 [N, 1] = rows of the run it was in
                     ``fail``: every run raises RunError
                     ``slow``: ``identity`` with ``delay_ms`` 50
+                    ``repeat``: ``identity``, and streams: OUTPUT0 = INPUT0 ``times`` times
+``times``           how often ``repeat`` answers (default 3); -1: as often as INPUT0's first element
 ``dtype``           element type of the tensors: a KServe name (default INT32)
 ``shape``           sizes behind the batch dimension, such as ``16`` (default), ``-1,4`` or empty
 ``batch``           first dimension: -1 (default, any number of rows) or a fixed number
@@ -25,15 +27,15 @@ Options (all strings):
 ``thread_safe``     1 (default) or 0; where 0, overlapping runs raise AssertionError
 =================== ===============================================================================
 
-Puppet style: give the backend a ``gate`` (``threading.Event``); every run announces itself on
-``session.entered`` and then waits for the gate.
+Puppet style: give the backend a ``gate`` (``threading.Event``); every run, and every response of a
+stream, announces itself on ``session.entered`` and then waits for the gate.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -50,10 +52,10 @@ GATE_S_MAX: Final = 30.0
 
 _HEAD: Final = "penstock-fake 1"
 _END: Final = "end"
-_KINDS: Final = ("identity", "add_sub", "echo_rows", "fail", "slow")
+_KINDS: Final = ("identity", "add_sub", "echo_rows", "fail", "slow", "repeat")
 _OPTIONS: Final = (
     "kind", "dtype", "shape", "batch", "delay_ms", "poison", "poison_is_caller_fault",
-    "fail_runs", "load_error", "thread_safe",
+    "fail_runs", "load_error", "thread_safe", "times",
 )  # fmt: skip
 
 
@@ -105,7 +107,8 @@ class FakeBackend:
         if "load_error" in options:
             raise LoadError(options["load_error"])
         inputs, outputs, compute = self._own or _model(options)
-        session = FakeSession(inputs, outputs, compute, options, self._gate)
+        kind = FakeStreamingSession if options.get("kind") == "repeat" else FakeSession
+        session = kind(inputs, outputs, compute, options, self._gate)
         self.sessions.append(session)
         return session
 
@@ -209,6 +212,42 @@ class FakeSession:
                     f"input {spec.name!r} contains the poison {self._poison}",
                     caller_fault=self._poison_is_caller_fault,
                 )
+
+
+class FakeStreamingSession(FakeSession):
+    """A fake model that can stream. ``streams`` counts those that ended: (responses, whole)."""
+
+    def __init__(
+        self,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        compute: Compute,
+        options: Mapping[str, str],
+        gate: threading.Event | None = None,
+    ) -> None:
+        super().__init__(inputs, outputs, compute, options, gate)
+        self.streams: list[tuple[int, bool]] = []
+        self._times = whole("times", options.get("times", "3"), -1)
+
+    def stream(self, inputs: Sequence[Array]) -> Generator[Sequence[Array], None, None]:
+        """See ``StreamingSession.stream``."""
+        why = refusal(self.inputs, inputs)
+        if why is not None:
+            raise RunError(why, caller_fault=True)
+        self._begin(inputs)
+        made, exhausted = 0, False
+        times = max(int(inputs[0].flat[0]), 0) if self._times < 0 else self._times
+        try:
+            while made < times:
+                self._wait()
+                self._raise_if_told(inputs)
+                made += 1
+                yield self._compute(inputs)
+            exhausted = True
+        finally:
+            self.streams.append((made, exhausted))
+            with self._lock:
+                self._running -= 1
 
 
 def _delay_s(options: Mapping[str, str]) -> float:

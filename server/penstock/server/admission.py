@@ -12,8 +12,7 @@ from math import prod
 
 from penstock.protocol.errors import Code, InferError
 from penstock.protocol.message import Signature, TensorSpec
-
-_NOT_YET = frozenset({"classification", "shared_memory_region"})
+from penstock.server.classification import COUNT_MAX, Classifier
 
 
 class Plan:
@@ -22,10 +21,10 @@ class Plan:
     ``order`` is None where the arrays already stand in the model's order, else
     ``arrays[order[i]]`` is the model's i-th input. ``shapes`` is None where the arrays already have
     the model's shapes, else the shape for each of its inputs. ``wanted`` are indices of the model's
-    outputs.
+    outputs. ``classifier`` is None where no output is wanted as classes.
     """
 
-    __slots__ = ("key", "order", "rows", "shapes", "wanted")
+    __slots__ = ("classifier", "key", "order", "rows", "shapes", "wanted")
 
     def __init__(
         self,
@@ -34,7 +33,9 @@ class Plan:
         order: tuple[int, ...] | None,
         wanted: tuple[int, ...],
         shapes: Sequence[tuple[int, ...]] | None = None,
+        classifier: Classifier | None = None,
     ) -> None:
+        self.classifier = classifier
         self.shapes = shapes
         self.rows = rows
         self.key = key
@@ -99,6 +100,11 @@ class Admission:
                     f"inference input '{spec.name}' data-type is '{given.dtype}', but model "
                     f"'{self.model}' expects '{spec.dtype}'"
                 )
+            if self.rows_max and not given.shape:
+                raise _invalid(
+                    f"input '{spec.name}' has no shape but model requires batch dimension for "
+                    f"'{self.model}'"
+                )
             self._check_shape(spec, given.shape)
             shapes.append(given.shape)
         if self.rows_max:
@@ -112,6 +118,7 @@ class Admission:
             None if in_order else order,
             self._wanted(signature),
             shapes if self._reshapes else None,
+            self._classifier(signature),
         )
 
     def _reshaped(self, shape: tuple[int, ...], row: tuple[int, ...] | None) -> tuple[int, ...]:
@@ -149,12 +156,12 @@ class Admission:
         return tuple(positions[i] for i in range(len(self._specs)))
 
     def _missing(self, tensors: Sequence[TensorSpec], positions: dict[int, int]) -> str:
-        missing = [s.name for i, s in enumerate(self._specs) if i not in positions]
-        got = f" Got input(s) {[t.name for t in tensors]}, but missing" if tensors else " Missing"
+        got = _brackets([f"'{tensor.name}'" for tensor in tensors])
+        missing = [f"'{s.name}'" for i, s in enumerate(self._specs) if i not in positions]
         return (
             f"expected {len(self._specs)} inputs but got {len(tensors)} inputs for model "
-            f"'{self.model}'.{got} required input(s) {missing}. Please provide all required "
-            "input(s)."
+            f"'{self.model}'. Got input(s) {got}, but missing required "
+            f"input(s) {_brackets(missing)}. Please provide all required input(s)."
         )
 
     def _check_shape(self, spec: TensorSpec, shape: tuple[int, ...]) -> None:
@@ -189,11 +196,6 @@ class Admission:
             name = output.name
             if name == "" and position < len(self.outputs):
                 name = self.outputs[position].name
-            if extras := _NOT_YET & output.parameters.keys():
-                raise InferError(
-                    Code.UNIMPLEMENTED,
-                    f"output parameter '{min(extras)}' is not supported by this server",
-                )
             index = self._output_index.get(name)
             if index is None:
                 raise _invalid(
@@ -205,6 +207,23 @@ class Admission:
             wanted.append(index)
         return tuple(wanted)
 
+    def _classifier(self, signature: Signature) -> Classifier | None:
+        counts: dict[str, int] = {}
+        for position, output in enumerate(signature.outputs):
+            count = output.parameters.get("classification")
+            if count is None:
+                continue
+            if not isinstance(count, int) or isinstance(count, bool):
+                raise _invalid(
+                    "invalid value type for 'classification' parameter, expected int64_param"
+                )
+            if not 0 < count <= COUNT_MAX:
+                raise _invalid("invalid value for 'classification' parameter, expected >= 0")
+            if "shared_memory_region" in output.parameters:
+                raise _invalid("Output can't set both 'shared_memory_region' and 'classification'")
+            counts[output.name or self.outputs[position].name] = count
+        return Classifier(counts, batches=self.rows_max > 0) if counts else None
+
 
 def _invalid(message: str) -> InferError:
     return InferError(Code.INVALID_ARGUMENT, message)
@@ -214,5 +233,5 @@ def _names(specs: Sequence[TensorSpec]) -> str:
     return ", ".join(f"'{spec.name}'" for spec in specs)
 
 
-def _brackets(shape: Sequence[int]) -> str:
-    return "[" + ",".join(map(str, shape)) + "]"
+def _brackets(items: Sequence[object]) -> str:
+    return "[" + ",".join(map(str, items)) + "]"

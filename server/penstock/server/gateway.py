@@ -12,9 +12,11 @@ from typing import Any
 
 from penstock.protocol.errors import Code, InferError
 from penstock.protocol.message import InferReply, InferRequest
-from penstock.server.job import Job
-from penstock.server.models import ModelState, ModelTable
+from penstock.server.classification import Classifier, Labels
+from penstock.server.job import Job, OnPart, StreamJob
+from penstock.server.models import ModelTable
 from penstock.server.stats import FailReason
+from penstock.server.tracing import Tracer
 
 DRAINING = "the server is shutting down and accepts no new requests"
 
@@ -22,23 +24,39 @@ DRAINING = "the server is shutting down and accepts no new requests"
 class Gateway:
     """Serves the models of one table."""
 
-    def __init__(self, models: ModelTable) -> None:
+    def __init__(self, models: ModelTable, tracer: Tracer | None = None) -> None:
         self.models = models
+        self.tracer = tracer or Tracer()
         self.draining = False
         self.leaving = False
         """Set some time before ``draining``: not ready any more, still serving."""
+        self.ready_empty = False
+        """Ready without any model too: they come later, by request."""
+        self.ready_strict = False
+        """Not ready while any model that is wanted does not serve."""
 
-    def infer(self, request: InferRequest, on_done: Callable[[Job], None], context: Any) -> Job:
+    def infer(
+        self,
+        request: InferRequest,
+        on_done: Callable[[Job], None],
+        context: Any,
+        deadline_ns: int = 0,
+        on_part: OnPart | None = None,
+    ) -> Job:
         """Queues ``request``; ``on_done(job)`` is called once with its reply or error.
 
-        The job may be cancelled until then. ``context`` is kept on the job for the caller.
+        The job may be cancelled until then. ``context`` is kept on the job for the caller. At
+        ``deadline_ns`` of ``time.monotonic_ns`` it leaves the queue with DEADLINE_EXCEEDED; 0 is
+        never. With ``on_part`` the job is a ``StreamJob``, and a decoupled model may answer it:
+        then ``on_part(job, reply)`` gets each reply, and ``on_done(job)`` ends them.
 
         Raises:
             InferError: the request was not accepted; ``on_done`` will not be called.
         """
         if self.draining:
             raise InferError(Code.UNAVAILABLE, DRAINING)
-        lane = self.models.find(request.model, request.version).lane
+        loaded = self.models.find(request.model, request.version)
+        lane = loaded.lane
         try:
             plan = lane.admission.plan(request.signature)
         except InferError:
@@ -49,8 +67,23 @@ class Gateway:
             arrays = [arrays[i] for i in plan.order]
         if plan.shapes is not None:
             arrays = [a.reshape(shape) for a, shape in zip(arrays, plan.shapes, strict=True)]
-        job = Job(request, arrays, plan.rows, plan.key, plan.wanted, on_done, context)
-        lane.submit(job)
+        if plan.classifier is not None:
+            on_done, on_part = _classified(plan.classifier, loaded.labels, on_done, on_part)
+        job: Job
+        if loaded.sequences is not None:
+            job = loaded.sequences.infer(request, arrays, plan, on_done, context, deadline_ns)
+        else:
+            if on_part is None:
+                job = Job(request, arrays, plan.rows, plan.key, plan.wanted, on_done, context)
+            else:
+                job = StreamJob(
+                    request, arrays, plan.rows, plan.key, plan.wanted, on_done, context, on_part
+                )
+            if deadline_ns:
+                job.deadline_ns = deadline_ns
+            lane.submit(job)
+        if self.tracer.on:
+            self.tracer.sample(job, lane.name)
         return job
 
     async def predict(self, request: InferRequest) -> InferReply:
@@ -72,11 +105,15 @@ class Gateway:
 
     @property
     def ready(self) -> bool:
-        """Whether the server should get traffic: no model is loading and there is one to serve."""
+        """Whether the server should get traffic: there is a model to serve."""
         if self.draining or self.leaving:
             return False
-        states = {entry.state for entry in self.models}
-        return ModelState.READY in states and ModelState.LOADING not in states
+        entries = list(self.models)
+        if self.ready_strict:
+            for entry in entries:
+                if entry.loaded is None and not entry.leaving:
+                    return False
+        return self.ready_empty or any(entry.loaded is not None for entry in entries)
 
     def model_ready(self, name: str, version: str = "") -> bool:
         """Whether this model would be served now."""
@@ -85,6 +122,38 @@ class Gateway:
         except InferError:
             return False
         return not self.draining
+
+
+def _classified(
+    classifier: Classifier,
+    labels: Labels,
+    on_done: Callable[[Job], None],
+    on_part: OnPart | None,
+) -> tuple[Callable[[Job], None], OnPart | None]:
+    """The callbacks of a job whose replies are wanted as classes."""
+
+    def done(job: Job) -> None:
+        if job.reply is not None:
+            try:
+                job.reply = classifier.classify(job.reply, labels)
+            except InferError as error:
+                job.reply, job.error = None, error
+        on_done(job)
+
+    def part(job: StreamJob, reply: InferReply) -> None:
+        try:
+            reply = classifier.classify(reply, labels)
+        except InferError as error:
+            job.cancel()  # Its other replies would be no better.
+            job.error = error
+            on_done(job)
+        else:
+            given(job, reply)
+
+    if on_part is None:
+        return done, None
+    given = on_part
+    return done, part
 
 
 def _settle(job: Job) -> None:

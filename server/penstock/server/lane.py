@@ -26,9 +26,11 @@ from penstock.backends.base import Session
 from penstock.protocol.errors import Code, InferError
 from penstock.protocol.message import InferReply
 from penstock.server.admission import Admission
+from penstock.server.alarm import Alarm
 from penstock.server.batching import BatchQueue
 from penstock.server.curve import BatchCurve
 from penstock.server.job import Job, State
+from penstock.server.pace import Pace
 from penstock.server.policy import LanePolicy
 from penstock.server.splitting import Splitter
 from penstock.server.stacking import Stacker
@@ -36,15 +38,6 @@ from penstock.server.stats import FailReason, LaneStats
 from penstock.server.worker import BatchRun, ThreadWorker, execute
 
 _log = logging.getLogger(__name__)
-
-INLINE_BELOW_NS = 100_000
-"""A thread hand-off costs about this much; shorter runs go onto the loop."""
-THREADS_ABOVE_NS = 250_000
-"""Longer runs leave it. The gap keeps a model near the border from flapping."""
-STALL_NS = 10 * THREADS_ABOVE_NS
-"""A single run on the loop that takes this long sends the lane to threads for many runs."""
-_TIMER_S_MAX = 3600.0
-"""A timer that fires early finds nothing expired and is set again."""
 
 STOPPING = "Server is stopping, scheduler for model has stopped accepting new inference requests"
 
@@ -82,12 +75,17 @@ class Lane:
         self._loop = loop or asyncio.get_running_loop()
         self._lock = threading.Lock()
         self._inline = False
-        self._run_ns = THREADS_ABOVE_NS
-        self._stay = 0
-        """Runs for which the lane stays on threads, whatever their mean."""
-        self._stay_next = 1024
+        self._pace = Pace()
         self._curve = BatchCurve(self._queue.rows_max)
-        self._splitter = Splitter(name, version, admission.outputs, self._batches, reshapes)
+        # A session may have more outputs than callers: those of a sequence's states.
+        hidden = sessions[0].outputs[len(admission.outputs) :]
+        self._splitter = Splitter(
+            name,
+            version,
+            (*admission.outputs, *hidden),
+            self._batches,
+            (*reshapes, *[None] * len(hidden)),
+        )
         self._stacker = Stacker(len(self._sessions[0].inputs))
         self._threads: list[ThreadWorker] = []
         self._parked: list[ThreadWorker] = []
@@ -95,8 +93,7 @@ class Lane:
         self._expired: deque[Job] = deque()
         self._notified = False
         self._scheduled = False
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = 0
+        self._alarm = Alarm(self._loop, self._on_alarm)
         self._closing = False
         self._idle = asyncio.Event()
 
@@ -112,13 +109,16 @@ class Lane:
 
     def learned(self, run_ns: int) -> None:
         """Seeds the learned run time with a measurement made at load."""
-        self._run_ns = run_ns
-        self._inline = run_ns < INLINE_BELOW_NS
+        self._inline = self._pace.seed(run_ns)
 
     # ------------------------------------------------------------------ the way of a job
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: Job, held: bool = False) -> None:
         """Queues ``job``; never blocks.
+
+        It waits until its ``deadline_ns``, if it has one, or for as long as the policy lets it,
+        whichever is over first. One that is ``held`` is accepted like any other, but does not run
+        before it is released.
 
         Raises:
             InferError: RESOURCE_EXHAUSTED when the queue is full, UNAVAILABLE when closing.
@@ -129,18 +129,38 @@ class Lane:
             job.priority = policy.priority(request.priority)
         time_us = policy.time_us(request.timeout_us, job.priority)
         if time_us:
-            job.deadline_ns = now + time_us * 1000
+            until_ns = now + time_us * 1000
+            if not job.deadline_ns or until_ns < job.deadline_ns:
+                job.deadline_ns, job.impatient = until_ns, True
         with self._lock:
-            accepted = self._queue.offer(job)
+            accepted = self._queue.offer(job, held)
         if not accepted:
             raise self._rejected()
         job.lane = self
         self.in_flight += 1
-        if not self._scheduled:
+        if not self._scheduled and not held:
             self._scheduled = True
             self._loop.call_soon(self._dispatch)
-        if job.deadline_ns and (not self._timer_at or job.deadline_ns < self._timer_at):
-            self._set_timer(job.deadline_ns)
+        if job.deadline_ns and not 0 < self._alarm.at_ns <= job.deadline_ns:
+            self._alarm.set(job.deadline_ns, now)
+
+    def release(self, job: Job) -> bool:
+        """Lets a job run that was held; False if it expired meanwhile, and is told so."""
+        with self._lock:
+            waited = self._queue.release(job)
+        if waited and not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._dispatch)
+        return waited
+
+    def refuse(self, job: Job, error: InferError) -> None:
+        """Answers a job that waits, and shall not run, with ``error``."""
+        with self._lock:
+            waited = self._queue.cancel(job)
+        if waited:
+            job.release()
+            job.state = State.TAKEN
+            self._fail(job, error, FailReason.OTHER, monotonic_ns())
 
     def cancel(self, job: Job) -> None:
         """Forgets ``job``: it is taken off the queue, or its result is dropped if it runs already.
@@ -179,7 +199,7 @@ class Lane:
             for run in execute(self._sessions[0], self._stacker, jobs, self._batches):
                 self._finish(run)
         self._finish_expired()
-        if self._queue and not self._scheduled:
+        if self._queue.ready and not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._dispatch)
 
@@ -187,13 +207,13 @@ class Lane:
         if not self._threads:
             self._start_threads()
         with self._lock:
-            worker = self._parked.pop() if self._parked and self._queue else None
+            worker = self._parked.pop() if self._parked and self._queue.ready else None
         if worker is not None:
             worker.unpark()
 
     def _take(self) -> list[Job]:
         """The next batch; called under the lock, on the loop or on a worker thread."""
-        if self._timer_at:
+        if self._alarm.at_ns:
             self._expired.extend(self._queue.expire(monotonic_ns()))
         return self._queue.take(0 if self._inline else self._curve.limit())
 
@@ -201,15 +221,10 @@ class Lane:
 
     def _start_threads(self) -> None:
         for i, session in enumerate(self._sessions):
-            worker = ThreadWorker(
-                f"{self.name}:{self.version}#{i}",
-                session,
-                len(session.inputs),
-                self._batches,
-                self._pull,
-                self._deliver,
-            )
-            self._threads.append(worker)
+            self._threads.append(self._worker(f"{self.name}:{self.version}#{i}", session))
+
+    def _worker(self, name: str, session: Session) -> ThreadWorker:
+        return ThreadWorker(name, session, self._batches, self._pull, self._deliver)
 
     def _pull(self, worker: ThreadWorker) -> list[Job] | None:
         helper = None
@@ -217,7 +232,7 @@ class Lane:
             jobs: list[Job] | None = [] if self._inline else self._take()
             if jobs:
                 # This worker is busy now: what it left is for one that sleeps.
-                if self._parked and self._queue:
+                if self._parked and self._queue.ready:
                     helper = self._parked.pop()
             elif self._closing and not self._queue:
                 jobs = None
@@ -284,6 +299,8 @@ class Lane:
                 continue
             job.state = State.DONE
             job.reply = reply
+            if job.times is not None:
+                job.times = run.times(now)
             latencies.append(now - job.arrived_ns)
             waits.append(run.started_ns - job.arrived_ns)
             self._answer(job)
@@ -312,47 +329,35 @@ class Lane:
             self._idle.set()
 
     def _learn(self, run_ns: int) -> None:
-        self._run_ns += (run_ns - self._run_ns) >> 3
         if self._inline:
-            if run_ns > STALL_NS:
-                # Short on average, but not always: the loop was held up, and shall not be soon.
-                self._stay, self._stay_next = self._stay_next, min(2 * self._stay_next, 1 << 20)
-                self._inline = False
-            elif self._run_ns > THREADS_ABOVE_NS:
-                self._inline = False
-        elif self._stay:
-            self._stay -= 1
-        elif self._run_ns < INLINE_BELOW_NS and not self._closing:
+            self._inline = not self._pace.leaves_loop(run_ns)
+        elif self._pace.joins_loop(run_ns) and not self._closing:
             # Only while every thread sleeps: a session may not be safe to share.
             with self._lock:
                 self._inline = len(self._parked) == len(self._threads)
 
     # ------------------------------------------------------------------ deadlines
 
-    def _set_timer(self, at_ns: int) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        delay_s = min(max(at_ns - monotonic_ns(), 0) / 1e9, _TIMER_S_MAX)
-        self._timer_at = at_ns
-        self._timer = self._loop.call_later(delay_s, self._on_timer)
-
-    def _on_timer(self) -> None:
-        self._timer = None
-        self._timer_at = 0
+    def _on_alarm(self) -> None:
+        now = monotonic_ns()
         with self._lock:
-            self._expired.extend(self._queue.expire(monotonic_ns()))
+            self._expired.extend(self._queue.expire(now))
             next_at = self._queue.wake_at()
         if next_at:
-            self._set_timer(next_at)
-        self._finish_expired()  # Last: its callbacks may submit, and set the timer themselves.
+            self._alarm.set(next_at, now)
+        self._finish_expired()  # Last: its callbacks may submit, and set the alarm themselves.
 
     def _finish_expired(self) -> None:
         now = monotonic_ns()
         while self._expired:
             job = self._expired.popleft()
             job.release()
-            error = InferError(Code.DEADLINE_EXCEEDED, "Request timeout expired")
-            self._fail(job, error, FailReason.REJECTED, now)
+            if job.impatient:
+                error = InferError(Code.UNAVAILABLE, "Request timeout expired")
+                self._fail(job, error, FailReason.REJECTED, now)
+            else:
+                error = InferError(Code.DEADLINE_EXCEEDED, "Deadline Exceeded")
+                self._fail(job, error, FailReason.CANCELED, now)
 
     # ------------------------------------------------------------------ the end
 
@@ -368,8 +373,7 @@ class Lane:
         """Drains, ends the threads and closes the sessions."""
         await self.drain()
         self._inline = False
-        if self._timer is not None:
-            self._timer.cancel()
+        self._alarm.cancel()
         with self._lock:
             parked, self._parked = self._parked, []
         for worker in parked:
@@ -387,3 +391,7 @@ class Lane:
                 session.close()
             except Exception:
                 _log.exception("a session of model %s did not close", self.name)
+        # They hold the lane in turn, and a collector that was told to leave old objects alone would
+        # keep all of it.
+        self._threads.clear()
+        self._stacker = Stacker(0)

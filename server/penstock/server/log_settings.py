@@ -34,6 +34,7 @@ class LogSettings(logging.Filter):
         self._on = {name: severity >= level for name, severity in _SWITCHES.items()}
         self._verbose = int(level <= logging.DEBUG)
         self._format = "default"
+        self._level_before: int | None = None
 
     def filter(self, record: logging.LogRecord) -> bool:
         severity = record.levelno
@@ -75,20 +76,30 @@ class LogSettings(logging.Filter):
         wanted = [severity for name, severity in _SWITCHES.items() if self._on[name]]
         if self._verbose:
             wanted.append(logging.DEBUG)
+        if self._level_before is None:
+            self._level_before = self._root.level
         self._root.setLevel(min(wanted, default=logging.CRITICAL + 1))
         for handler in self._handlers:
             if self not in handler.filters:
                 handler.addFilter(self)
-            formatter = handler.formatter
-            if formatter is not None and formatter.usesTime():
-                iso = self._format == "ISO8601"
-                formatter.datefmt = "%Y-%m-%dT%H:%M:%SZ" if iso else None
-                formatter.converter = time.gmtime if iso else time.localtime
+            _set_time_format(handler, self._format == "ISO8601")
 
     def remove(self) -> None:
-        """Takes the filter off again."""
+        """Puts logging back: another server of this process goes on with it."""
+        if self._level_before is None:
+            return
+        self._root.setLevel(self._level_before)
+        self._level_before = None
         for handler in self._handlers:
             handler.removeFilter(self)
+            _set_time_format(handler, False)
+
+
+def _set_time_format(handler: logging.Handler, iso: bool) -> None:
+    formatter = handler.formatter
+    if formatter is not None and formatter.usesTime():
+        formatter.datefmt = "%Y-%m-%dT%H:%M:%SZ" if iso else None
+        formatter.converter = time.gmtime if iso else time.localtime
 
 
 def _check(name: str, value: object) -> None:
@@ -108,7 +119,10 @@ def _check(name: str, value: object) -> None:
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= VERBOSE_MAX:
             raise _wrong(name, f"an integer from 0 to {VERBOSE_MAX}")
     elif value not in FORMATS:
-        raise _wrong(name, " or ".join(FORMATS))
+        raise InferError(
+            Code.INVALID_ARGUMENT,
+            f"invalid argument for {name}, got: {str(value)[:100]}, not {' or '.join(FORMATS)}",
+        )
 
 
 def _wrong(name: str, expected: str) -> InferError:

@@ -19,6 +19,7 @@ from google.protobuf import json_format
 
 from penstock.protocol.dtype import DType
 from penstock.protocol.message import TensorSpec
+from penstock.server.model_config_sequence import SequenceBatching
 
 
 class ConfigError(Exception):
@@ -151,6 +152,7 @@ class ModelConfig:
     outputs: tuple[TensorConfig, ...] = ()
     version_policy: VersionPolicy = Latest()
     dynamic_batching: DynamicBatching | None = None
+    sequence_batching: SequenceBatching | None = None
     instance_groups: tuple[InstanceGroup, ...] = ()
     parameters: Mapping[str, str] = field(default_factory=dict)
     model_warmup: tuple[Warmup, ...] = ()

@@ -29,6 +29,7 @@ from penstock.server.model_config import (
     WarmupInput,
 )
 from penstock.server.model_config_schema import DATA_TYPES
+from penstock.server.model_config_sequence import SequenceBatching, read_sequence_batching
 from penstock.server.model_config_support import findings
 
 BACKEND_OF_PLATFORM: Final[Mapping[str, str]] = {
@@ -99,6 +100,7 @@ class _Reader:
             outputs=self._tensors("output", m.output),
             version_policy=self._version_policy(),
             dynamic_batching=self._dynamic_batching(),
+            sequence_batching=self._sequence_batching(),
             instance_groups=self._instance_groups(),
             parameters={key: m.parameters[key].string_value for key in sorted(m.parameters)},
             model_warmup=tuple(self._warmup(i, w) for i, w in enumerate(m.model_warmup)),
@@ -251,6 +253,17 @@ class _Reader:
         for level in d.priority_queue_policy:
             if not 1 <= level <= levels:
                 self._fail(f"priority queue policy level {level} must be in range [1, {levels}]")
+
+    def _sequence_batching(self) -> SequenceBatching | None:
+        m = self._message
+        if not m.HasField("sequence_batching"):
+            return None
+        if m.model_transaction_policy.decoupled:
+            self._fail("sequence_batching: a decoupled model cannot have sequences here")
+        try:
+            return read_sequence_batching(m.sequence_batching, self._dtype, self._filename)
+        except ValueError as error:
+            self._fail(str(error))
 
     def _instance_groups(self) -> tuple[InstanceGroup, ...]:
         return tuple(

@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 _TENSORRT_ONLY: Final = "it steers Triton's TensorRT backend only"
 
 REFUSED: Final[dict[str, str]] = {
-    "sequence_batching": "stateful sequences are not implemented",
+    "sequence_batching.iterative_sequence": "requests are not rescheduled",
     "ensemble_scheduling": "ensembles are not implemented; call the models one after another",
     "batch_input": "inputs derived from a ragged batch are not implemented",
     "batch_output": "outputs scattered over a ragged batch are not implemented",
@@ -29,7 +29,6 @@ REFUSED: Final[dict[str, str]] = {
     "model_repository_agents": "repository agents are not implemented, and a skipped checksum "
     "would go unnoticed",
     "response_cache.enable": "the response cache is not implemented",
-    "model_transaction_policy.decoupled": "decoupled models are not implemented",
     "cc_model_filenames": "one file per compute capability is not implemented; use "
     "default_model_filename",
     "instance_group.passive": "passive instances are not implemented",
@@ -48,6 +47,11 @@ IGNORED: Final[dict[str, str]] = {
     "dynamic_batching.priority_queue_policy.allow_timeout_override": "the shorter of the request's "
     "timeout and the configured one holds",
     "dynamic_batching.priority_queue_policy.max_queue_size": "the limit of the whole queue holds",
+    "sequence_batching.direct": "requests of different sequences share batches as they come",
+    "sequence_batching.oldest": "requests of different sequences share batches as they come",
+    "sequence_batching.state.use_growable_memory": "states have the sizes that the model gives",
+    "sequence_batching.state.use_same_buffer_for_input_output": "states are copied between "
+    "requests",
     "input.optional": "requests must hold every input",
     "optimization.execution_accelerators": "the model runs on ONNX Runtime's own kernels for the "
     "device of its instance_group",

@@ -23,10 +23,13 @@ class Splitter:
 
     ``outputs`` are declared in the session's order; ``batches`` says whether their first dimension
     is the batch. ``reshapes`` are, per output, the shape of a row for callers where it is not the
-    model's. Remembers at most ``SIGNATURES_MAX`` signatures.
+    model's. ``whole`` is for outputs that belong to one job, with as many rows as they like.
+    Remembers at most ``SIGNATURES_MAX`` signatures.
     """
 
-    __slots__ = ("_batches", "_by_shape", "_count", "_model", "_outputs", "_reshapes", "_version")
+    __slots__ = (
+        "_batches", "_by_shape", "_count", "_cuts", "_model", "_outputs", "_reshapes", "_version",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -35,12 +38,15 @@ class Splitter:
         outputs: Sequence[TensorSpec],
         batches: bool,
         reshapes: Sequence[tuple[int, ...] | None] = (),
+        *,
+        whole: bool = False,
     ) -> None:
         self._reshapes = tuple(reshapes) if any(r is not None for r in reshapes) else ()
         self._model = model
         self._version = version
         self._outputs = tuple(outputs)
         self._batches = batches
+        self._cuts = batches and not whole
         self._by_shape: dict[object, _Known] = {}
         self._count = 0
 
@@ -53,7 +59,7 @@ class Splitter:
         if self._reshapes:
             outputs = [self._reshaped(*p) for p in zip(outputs, self._reshapes, strict=True)]
         known = self._known(outputs)
-        alone = len(jobs) == 1 or not self._batches
+        alone = len(jobs) == 1 or not self._cuts
         model, version = self._model, self._version
         replies: list[InferReply | None] = []
         # Neighbours in a batch are mostly alike: one look-up then serves them all.
@@ -81,7 +87,7 @@ class Splitter:
         return output.reshape((len(output), *row) if self._batches else row)
 
     def _known(self, outputs: Sequence[Array]) -> _Known:
-        if self._batches:
+        if self._cuts:
             key = tuple([output.shape[1:] for output in outputs])
         else:
             key = tuple([output.shape for output in outputs])
@@ -95,7 +101,7 @@ class Splitter:
         specs = []
         for i in job.wanted:
             declared, shape = self._outputs[i], outputs[i].shape
-            full = (job.rows, *shape[1:]) if self._batches else shape
+            full = (job.rows, *shape[1:]) if self._cuts else shape
             specs.append(TensorSpec(declared.name, declared.dtype, full))
         self._make_room()
         signature = known[(job.rows, job.wanted)] = Signature(specs)

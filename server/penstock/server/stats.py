@@ -69,20 +69,22 @@ class LaneStats:
     """The counters of one loaded model version.
 
     Triton's meaning: ``success_count`` requests that were answered with a result and
-    ``success_ns`` their total time from arrival to reply; ``inference_count`` rows;
-    ``execution_count`` batches; ``queue_ns`` summed per request; the three compute phases are
+    ``success_ns`` their total time from arrival to reply; ``response_count`` the replies of
+    decoupled models, none or many a request; ``inference_count`` rows; ``execution_count`` batches;
+    ``queue_ns`` summed per request; the three compute phases are
     summed per request too (each request of a batch is charged the batch's whole time).
     """
 
     __slots__ = (
         "batch_rows", "batches", "compute_infer_ns", "compute_input_ns", "compute_output_ns",
         "execution_count", "fail_count", "fail_ns", "inference_count", "last_inference_ms",
-        "latency", "queue", "queue_ns", "success_count", "success_ns",
+        "latency", "queue", "queue_ns", "response_count", "success_count", "success_ns",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.success_count = 0
         self.success_ns = 0
+        self.response_count = 0
         self.fail_count = dict.fromkeys(FailReason, 0)
         self.fail_ns = 0
         self.queue_ns = 0

@@ -17,6 +17,7 @@ from penstock.protocol.errors import Code, InferError
 
 Values = Mapping[str, Sequence[str]]
 
+MODE: Final = "triton"
 LEVELS: Final = ("OFF", "TIMESTAMPS", "TENSORS")
 MODELS_MAX: Final = 4096
 """Models with settings of their own; each was loaded once."""
@@ -80,7 +81,7 @@ class TraceBook:
             "trace_count": str(settings.count),
             "log_frequency": str(settings.log_frequency),
             "trace_file": settings.file,
-            "trace_mode": "triton",
+            "trace_mode": MODE,
         }
 
     def update(self, changes: Values, model: str = "") -> None:
@@ -90,6 +91,7 @@ class TraceBook:
             InferError: INVALID_ARGUMENT, or UNIMPLEMENTED for what only the operator may set.
         """
         made = {name: _read(name, values) for name, values in changes.items()}
+        made.pop("trace_mode", None)  # There is one, and it stays.
         if model:
             self._update_model(made, model)
         else:
@@ -133,8 +135,8 @@ def settings_of(parts: Sequence[str]) -> TraceSettings:
         if not equals:
             raise ValueError(f"'{part}' is not name=value")
         if name == "mode":
-            if value != "triton":
-                raise ValueError(f"trace mode '{value}' is not known; there is 'triton'")
+            if value != MODE:
+                raise ValueError(f"trace mode '{value}' is not known; there is '{MODE}'")
         elif name == "file":
             file = value
         else:
@@ -151,11 +153,13 @@ def settings_of(parts: Sequence[str]) -> TraceSettings:
 
 def _read(name: str, values: Sequence[str]) -> Any:
     """The value of a setting; None where it is cleared."""
-    if name in ("trace_file", "trace_mode"):
+    if name == "trace_file" or (name == "trace_mode" and tuple(values) != (MODE,)):
         what = "file location" if name == "trace_file" else "mode"
         raise InferError(
             Code.UNIMPLEMENTED, f"trace {what} can not be updated through network protocol"
         )
+    if name == "trace_mode":
+        return MODE
     if name not in _FIELDS:
         raise InferError(
             Code.INVALID_ARGUMENT,
@@ -175,7 +179,12 @@ def _read(name: str, values: Sequence[str]) -> Any:
         number = int(text)
     except ValueError:
         raise _wrong(name, text) from None
-    if not _LEAST[name] <= number <= _MOST:
+    if number < _LEAST[name]:
+        raise InferError(
+            Code.INVALID_ARGUMENT,
+            f"Unable to parse '{name}'. Expecting value >= {_LEAST[name]}, got:{number}",
+        )
+    if number > _MOST:
         raise _wrong(name, text)
     return number
 
@@ -189,14 +198,10 @@ def _level(values: Sequence[str]) -> frozenset[str]:
             )
     if "OFF" in values and len(values) > 1:
         raise InferError(
-            Code.INVALID_ARGUMENT, "Expect only one trace level is specified when disabling tracing"
+            Code.INVALID_ARGUMENT, "Expect only one trace level 'OFF' is specified"
         )
     return frozenset(values) - {"OFF"}
 
 
 def _wrong(name: str, text: str) -> InferError:
-    return InferError(
-        Code.INVALID_ARGUMENT,
-        f"unable to parse '{name}', got: {text[:64]}; expecting an integer from {_LEAST[name]} "
-        f"to {_MOST}",
-    )
+    return InferError(Code.INVALID_ARGUMENT, f"Unable to parse '{name}', got: {text[:64]}")

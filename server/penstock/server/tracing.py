@@ -22,14 +22,18 @@ import numpy as np
 
 from penstock.protocol.message import Array, TensorSpec
 from penstock.server.job import Job
-from penstock.server.trace_settings import TraceBook, TraceSettings
+from penstock.server.trace_settings import MODELS_MAX, TraceBook, TraceSettings
 
 _log = logging.getLogger(__name__)
 
 PENDING_MAX: Final = 4096
 """Traces that wait to be written."""
+PENDING_CHARS_MAX: Final = 64 << 20
+"""Of tensors in them."""
 ELEMENTS_MAX: Final = 4096
 """Elements of a tensor that are written; of more, that many and a mark."""
+CHARS_MAX: Final = 128 << 10
+"""Of these elements together: enough for any numbers."""
 _FLUSH_S: Final = 0.5
 
 
@@ -53,6 +57,7 @@ class Tracer:
         self._counters: dict[str, _Counter] = {}
         self._next_id = 1
         self._pending: list[tuple[TraceSettings, list[dict[str, Any]]]] = []
+        self._pending_chars = 0
         self._sink = TraceSink()
         self._timer: asyncio.TimerHandle | None = None
         self._writing: asyncio.Future[None] | None = None
@@ -69,11 +74,12 @@ class Tracer:
         }
         self.on = any(self.book.of(name).on for name in ("", *self.book.models))
 
-    def sample(self, job: Job) -> None:
-        """Lets ``job``, which was just accepted, be traced if it is its turn."""
-        model = job.lane.name
+    def sample(self, job: Job, model: str) -> None:
+        """Lets ``job``, which ``model`` just accepted, be traced if it is its turn."""
         counter = self._counters.get(model)
         if counter is None:
+            if len(self._counters) >= MODELS_MAX:
+                self._counters.clear()
             counter = self._counters[model] = _Counter(self.book.of(model))
         settings = counter.settings
         if not settings.on or not counter.left:
@@ -81,26 +87,32 @@ class Tracer:
         counter.seen += 1
         if counter.seen % settings.rate:
             return
-        counter.left -= counter.left > 0
         done = job.on_done
         job.times = ()
 
         def traced(job: Job) -> None:
-            inputs = _tensors(job.request.signature.tensors, job.request.arrays, settings)
+            inputs: list[dict[str, Any]] = []
             try:
-                done(job)
+                if counter.left:  # others may have been faster
+                    inputs = _tensors(job.request.signature.tensors, job.request.arrays, settings)
             finally:
+                done(job)
+            if counter.left:
+                counter.left -= counter.left > 0
                 self._add(settings, job, inputs)
 
         job.on_done = traced
 
     def _add(self, settings: TraceSettings, job: Job, inputs: list[dict[str, Any]]) -> None:
-        if len(self._pending) >= PENDING_MAX:
+        if len(self._pending) >= PENDING_MAX or self._pending_chars >= PENDING_CHARS_MAX:
             self.dropped += 1
             return
-        number = self._next_id
+        parts = _trace(self._next_id, settings, job, inputs)
         self._next_id += 1
-        self._pending.append((settings, _trace(number, settings, job, inputs)))
+        self._pending.append((settings, parts))
+        self._pending_chars += sum(
+            len(part["tensor"]["data"]) for part in parts if "tensor" in part
+        )
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(_FLUSH_S, self._flush)
 
@@ -109,7 +121,7 @@ class Tracer:
         if self._writing is not None and not self._writing.done():
             self._timer = asyncio.get_running_loop().call_later(_FLUSH_S, self._flush)
             return
-        pending, self._pending = self._pending, []
+        pending, self._pending, self._pending_chars = self._pending, [], 0
         loop = asyncio.get_running_loop()
         self._writing = loop.run_in_executor(None, self._sink.write, pending)
 
@@ -149,7 +161,7 @@ class TraceSink:
         for path, parts in files.items():
             try:
                 _append(path, parts)
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 _log.error("traces cannot be written to %s: %s", path, error)
 
 
@@ -202,7 +214,7 @@ def _timestamps(job: Job) -> list[tuple[str, int]]:
 def _tensors(
     specs: Sequence[TensorSpec], arrays: Sequence[Array], settings: TraceSettings
 ) -> list[dict[str, Any]]:
-    if "TENSORS" not in settings.level:
+    if "TENSORS" not in settings.level or not arrays:  # those of a job that never ran are gone
         return []
     return [
         {
@@ -217,8 +229,13 @@ def _tensors(
 
 def _values(array: Array) -> str:
     flat = np.asarray(array).reshape(-1)
-    shown = ",".join(
-        item.decode("utf-8", "replace") if isinstance(item, bytes) else str(item)
-        for item in flat[:ELEMENTS_MAX].tolist()
-    )
-    return f"{shown},..." if flat.size > ELEMENTS_MAX else shown
+    shown: list[str] = []
+    room, cut = CHARS_MAX, flat.size > ELEMENTS_MAX
+    for item in flat[:ELEMENTS_MAX].tolist():
+        text = item[:CHARS_MAX].decode("utf-8", "replace") if isinstance(item, bytes) else str(item)
+        shown.append(text[:room])
+        room -= len(text) + 1
+        if room < 0:
+            cut = True
+            break
+    return ",".join([*shown, "..."] if cut else shown)

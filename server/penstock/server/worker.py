@@ -41,6 +41,11 @@ class BatchRun:
         self.error: InferError | None = None
         self.workers = 1
 
+    def times(self, now: int) -> tuple[int, int, int, int]:
+        """When it began, had its inputs, had its outputs, and ``now``."""
+        ready = self.started_ns + self.input_ns
+        return (self.started_ns, ready, ready + self.infer_ns, now)
+
 
 def execute(
     session: Session, stacker: Stacker, jobs: Sequence[Job], batches: bool
@@ -68,20 +73,27 @@ def _run(session: Session, stacker: Stacker, jobs: Sequence[Job], batches: bool)
         run.input_ns = monotonic_ns() - started_ns
         outputs = session.run(inputs)
         run.infer_ns = monotonic_ns() - started_ns - run.input_ns
-        _check_outputs(outputs, len(session.outputs), rows if batches else -1)
+        check_outputs(outputs, len(session.outputs), rows if batches else -1)
         run.outputs = outputs
-    except RunError as error:
-        code = Code.INVALID_ARGUMENT if error.caller_fault else Code.INTERNAL
-        run.error = InferError(code, str(error))
     except BaseException as error:
-        # A backend broke its contract, perhaps by SystemExit or a foreign panic: its callers must
-        # still be answered, and this thread or loop must go on.
-        _log.exception("backend raised outside its contract")
-        run.error = InferError(Code.INTERNAL, f"{type(error).__name__}: {error}")
+        run.error = failure_of(error)
     return run
 
 
-def _check_outputs(outputs: Sequence[Array], count: int, rows: int) -> None:
+def failure_of(error: BaseException) -> InferError:
+    """What to tell the callers about what a run raised."""
+    if isinstance(error, RunError):
+        code = Code.INVALID_ARGUMENT if error.caller_fault else Code.INTERNAL
+        return InferError(code, str(error))
+    if isinstance(error, InferError):
+        return error
+    # A backend broke its contract, perhaps by SystemExit or a foreign panic: its callers must still
+    # be answered, and this thread or loop must go on.
+    _log.error("backend raised outside its contract", exc_info=error)
+    return InferError(Code.INTERNAL, f"{type(error).__name__}: {error}")
+
+
+def check_outputs(outputs: Sequence[Array], count: int, rows: int) -> None:
     """What the lane relies on: ``count`` arrays, with ``rows`` rows each unless that is -1."""
     shapes = [output.shape for output in outputs]
     if len(shapes) != count:
@@ -106,13 +118,12 @@ class ThreadWorker:
         self,
         name: str,
         session: Session,
-        inputs: int,
         batches: bool,
         pull: Callable[[ThreadWorker], list[Job] | None],
         deliver: Callable[[list[BatchRun]], None],
     ) -> None:
         self._session = session
-        self._stacker = Stacker(inputs)
+        self._stacker = Stacker(len(session.inputs))
         self._batches = batches
         self._pull = pull
         self._deliver = deliver
@@ -136,6 +147,8 @@ class ThreadWorker:
             if not jobs:
                 self._parked.acquire()
                 continue
-            runs = execute(self._session, self._stacker, jobs, self._batches)
-            self._deliver(runs)
-            del jobs, runs  # A sleeping worker must not keep the last batch alive.
+            self._work(jobs)
+            del jobs  # A sleeping worker must not keep the last batch alive.
+
+    def _work(self, jobs: list[Job]) -> None:
+        self._deliver(execute(self._session, self._stacker, jobs, self._batches))

@@ -222,3 +222,76 @@ def test_wrong_results_of_a_case_are_noticed(tmp_path):
 def test_a_model_that_does_not_load_is_no_broken_clause(tmp_path):
     with pytest.raises(LoadError):
         check_backend(FakeBackend(), ModelSource("m", tmp_path / "missing"))
+
+
+# --- streams
+
+
+def streaming(stream):
+    """A backend whose sessions stream as ``stream(self, inputs)`` does."""
+
+    class Session(FakeSession):
+        pass
+
+    Session.stream = stream
+
+    class Backend(FakeBackend):
+        def load(self, source):
+            session = super().load(source)
+            session.__class__ = Session
+            return session
+
+    return Backend()
+
+
+def one_buffer_for_all(self, inputs):
+    (buffer,) = plain_run(self, inputs)
+    for i in range(3):
+        buffer[...] = i
+        yield [buffer]
+
+
+def shrinks(self, inputs):
+    left = self.__dict__["left"] = self.__dict__.get("left", 4) - 1
+    for _ in range(left):
+        yield plain_run(self, inputs)
+
+
+def cannot_be_closed_early(self, inputs):
+    if self.__dict__.get("broken"):
+        return
+    self.broken = True
+    for _ in range(3):
+        yield plain_run(self, inputs)
+    self.broken = False
+
+
+def takes_anything(self, inputs):
+    yield plain_run(self, [np.ones((1, 16), np.int32)])
+
+
+def too_many_outputs(self, inputs):
+    yield [*plain_run(self, inputs)] * 2
+
+
+def blames_itself(self, inputs):
+    try:
+        yield plain_run(self, inputs)
+    except RunError as error:
+        raise RunError(str(error)) from None
+
+
+@pytest.mark.parametrize(
+    ("stream", "clause"),
+    [
+        (one_buffer_for_all, "responses must outlive their stream"),
+        (shrinks, "a stream must repeat itself"),
+        (cannot_be_closed_early, "usable after a stream that was closed early"),
+        (takes_anything, "must raise RunError, but the stream succeeded"),
+        (too_many_outputs, "run must return 1 outputs, it returned 2"),
+        (blames_itself, "is the caller's fault, the RunError must say so"),
+    ],
+)
+def test_broken_streams_are_noticed(tmp_path, stream, clause):
+    with pytest.raises(AssertionError, match=clause):
+        check_backend(streaming(stream), ModelSource("m", tmp_path))

@@ -164,3 +164,63 @@ def test_devices():
     with pytest.raises(LoadError, match="'cuda:1' is not known"):
         FakeBackend().load(source)
     FakeBackend(devices=["cuda:1"]).load(source)
+
+
+# --- streams
+
+
+def streaming(tmp_path, gate=None, **options):
+    options = {"kind": "repeat", "shape": "2", **options}
+    return FakeBackend(gate=gate).load(ModelSource("m", tmp_path, options=options))
+
+
+@pytest.mark.parametrize("options", [{}, {"times": "0"}, {"times": "-1"}, {"thread_safe": "0"}])
+def test_a_streaming_session_keeps_the_contract(tmp_path, options):
+    source = ModelSource("m", tmp_path, options={"kind": "repeat", **options})
+    assert "streams" in check_backend(FakeBackend(), source).held
+
+
+@pytest.mark.parametrize(("times", "count"), [("0", 0), ("2", 2), ("-1", 4)])
+def test_a_stream_repeats_its_input(tmp_path, times, count):
+    session = streaming(tmp_path, times=times)
+    given = np.full((3, 2), 4, np.int32)
+    parts = [outputs for (outputs,) in session.stream([given])]
+    assert len(parts) == count
+    assert all(np.array_equal(part, given) for part in parts)
+    assert (session.batches, session.streams) == ([3], [(count, True)])
+    session.close()
+
+
+def test_a_stream_that_nobody_reads_to_its_end(tmp_path):
+    session = streaming(tmp_path, times="100")
+    parts = session.stream([np.ones((1, 2), np.int32)])
+    next(parts)
+    next(parts)
+    parts.close()
+    assert session.streams == [(2, False)]
+    session.close()
+
+
+def test_streams_fail_as_runs_do(tmp_path):
+    session = streaming(tmp_path, poison="7")
+    with pytest.raises(RunError, match="poison"):
+        list(session.stream([np.full((1, 2), 7, np.int32)]))
+    with pytest.raises(RunError, match="shape") as caught:
+        list(session.stream([np.ones((1, 3), np.int32)]))
+    assert caught.value.caller_fault
+    assert len(list(session.stream([np.ones((1, 2), np.int32)]))) == 3
+
+
+def test_a_stream_waits_at_the_gate_for_each_response(tmp_path):
+    gate = threading.Event()
+    session = streaming(tmp_path, gate=gate, times="2")
+    got = []
+    thread = threading.Thread(
+        target=lambda: got.extend(session.stream([np.ones((1, 2), np.int32)]))
+    )
+    thread.start()
+    assert session.entered.acquire(timeout=10)
+    assert got == []
+    gate.set()
+    thread.join(10)
+    assert len(got) == 2

@@ -116,8 +116,9 @@ def test_scalars_and_rows_of_different_sizes_where_nothing_batches():
         ),
         (
             [],
-            "expected 2 inputs but got 0 inputs for model 'net'. Missing required input(s) "
-            "['A', 'B']. Please provide all required input(s).",
+            "expected 2 inputs but got 0 inputs for model 'net'. Got input(s) [], but "
+            "missing required input(s) "
+            "['A','B']. Please provide all required input(s).",
         ),
         (
             [a(), b(), a(name="C")],
@@ -188,14 +189,34 @@ def test_refused_outputs(outputs, text):
     assert refusal(admission(), a(), b(), outputs=outputs) == text
 
 
-@pytest.mark.parametrize("parameter", ["classification", "shared_memory_region"])
-def test_output_parameters_that_would_change_the_result_are_not_ignored(parameter):
-    with pytest.raises(InferError) as caught:
-        admission().plan(signature(a(), b(), outputs=[OutputRequest("Y", {parameter: 1})]))
-    assert caught.value.code is Code.UNIMPLEMENTED
-    assert caught.value.message == (
-        f"output parameter '{parameter}' is not supported by this server"
-    )
+CLASSES_TYPE = "invalid value type for 'classification' parameter, expected int64_param"
+CLASSES_VALUE = "invalid value for 'classification' parameter, expected >= 0"
+
+
+def test_only_a_wish_for_classes_costs_anything():
+    plain = admission().plan(signature(a(), b(), outputs=["Y"]))
+    assert plain.classifier is None
+    wished = OutputRequest("Z", {"classification": 2})
+    assert admission().plan(signature(a(), b(), outputs=["Y", wished])).classifier is not None
+
+
+@pytest.mark.parametrize(
+    ("parameters", "text"),
+    [
+        ({"classification": "2"}, CLASSES_TYPE),
+        ({"classification": True}, CLASSES_TYPE),
+        ({"classification": 0}, CLASSES_VALUE),
+        ({"classification": -3}, CLASSES_VALUE),
+        ({"classification": 1 << 32}, CLASSES_VALUE),
+        (
+            {"classification": 1, "shared_memory_region": "r"},
+            "Output can't set both 'shared_memory_region' and 'classification'",
+        ),
+    ],
+)
+def test_wishes_for_classes_that_make_no_sense(parameters, text):
+    outputs = [OutputRequest("Y", parameters)]
+    assert refusal(admission(), a(), b(), outputs=outputs) == text
 
 
 # --- the memo

@@ -252,3 +252,33 @@ def test_jobs_that_left_do_not_pile_up_behind_one_that_stays(new_job, leave):
         del job
     assert sum(ref() is not None for ref in arrays) <= 70
     assert batches(queue) == [[stays]]
+
+
+def test_a_held_job_waits_but_is_not_taken_before_it_is_released(new_job):
+    queue = BatchQueue(8, 3)
+    held, late, other = new_job(), new_job(deadline_ns=50), new_job()
+    assert queue.offer(held, held=True)
+    assert queue.offer(late, held=True)
+    assert queue.offer(other)
+    assert not queue.offer(new_job())
+    assert (len(queue), queue.ready) == (3, 1)
+    assert queue.take() == [other]
+    assert queue.take() == []
+    assert queue.wake_at() == 50
+    queue.close()
+    assert queue.release(held)
+    assert not queue.release(held)
+    assert (len(queue), queue.ready) == (2, 1)
+    assert queue.take() == [held]
+    assert queue.expire(50) == [late]
+    assert not queue.release(late)
+    assert (len(queue), queue.ready) == (0, 0)
+
+
+def test_a_held_job_can_be_cancelled(new_job):
+    queue = BatchQueue(8, 3)
+    job = new_job()
+    queue.offer(job, held=True)
+    assert queue.cancel(job)
+    assert not queue.release(job)
+    assert (len(queue), queue.ready, queue.take()) == (0, 0, [])

@@ -31,9 +31,14 @@ from penstock.server.commands.terminal import Terminal
 
 pytest.importorskip("uvloop", reason="NOT TESTED: serving needs the server extra")
 
-from penstock.server.app import ListenError, ServeOptions
+from penstock.server.app import ServeOptions
 from penstock.server.commands.listening import listen_failure
 from penstock.server.commands.serving import options_of
+from penstock.server.model_control import ControlMode
+from penstock.server.ports import ListenError
+from penstock.server.transport.grpc.listener import GrpcLimits
+from penstock.server.transport.grpc.options import GrpcOptions
+from penstock.server.transport.tls import PemFiles
 
 IMAGE = TensorSpec("image", dt.FP32, (-1, 1, 8, 8))
 PROBABILITIES = TensorSpec("probabilities", dt.FP32, (-1, 10))
@@ -73,6 +78,63 @@ def test_every_flag_arrives() -> None:
     assert (limits.connections_max, limits.body_bytes_max) == (6, 16 << 30)
     assert limits.bodies_bytes_max >= limits.body_bytes_max
     assert (limits.idle_timeout_s, limits.read_timeout_s, limits.write_timeout_s) == (8, 9, 10)
+
+
+def test_every_flag_of_grpc_arrives() -> None:
+    made = options(
+        "-m", "a", "--grpc-port", "9", "--grpc-address", "::1", "--grpc-uds", "g",
+        "--grpc-uds-mode", "600", "--grpc-transport", "grpcio", "--grpc-max-connections", "1",
+        "--grpc-max-concurrent-streams", "2", "--grpc-max-message-bytes", "16GiB",
+        "--grpc-idle-timeout-s", "4", "--grpc-read-timeout-s", "5", "--grpc-write-timeout-s", "6",
+        "--grpc-keepalive-time", "7000", "--grpc-keepalive-timeout", "7001",
+        "--grpc-keepalive-permit-without-calls", "true",
+        "--grpc-http2-min-recv-ping-interval-without-data", "9000",
+        "--grpc-http2-max-ping-strikes", "10", "--grpc-max-connection-age", "11000",
+        "--grpc-max-connection-age-grace", "1", "--grpc-use-ssl-mutual", "--grpc-server-cert", "c",
+        "--grpc-server-key", "k", "--grpc-root-cert", "r", "--http-tls-cert", "hc",
+        "--http-tls-key", "hk", "--http-tls-ca", "hr",
+    )  # fmt: skip
+    assert made.http_tls == PemFiles(Path("hc"), Path("hk"), Path("hr"))
+    assert made.grpc == GrpcOptions(
+        9, "::1", Path("g"), 0o600, PemFiles(Path("c"), Path("k"), Path("r")), "grpcio",
+        GrpcLimits(
+            connections_max=1, streams_max=2, message_bytes_max=16 << 30,
+            bodies_bytes_max=16 << 30, idle_timeout_s=4, read_timeout_s=5, write_timeout_s=6,
+            keepalive_time_s=7, keepalive_timeout_s=8, keepalive_without_calls=True,
+            ping_interval_s_min=9, ping_strikes_max=10, connection_age_s_max=11,
+            connection_grace_s=1,
+        ),
+    )  # fmt: skip
+
+
+def test_every_flag_of_model_control_arrives() -> None:
+    made = options(
+        "-m", "a", "--model-control-mode", "explicit", "--load-model", "x", "--load-model", "y",
+        "--load-model", "x", "--repository-poll-secs", "2.5", "--model-load-retry-count", "3",
+        "--model-config-name", "h100", "--disable-auto-complete-config", "--allow-code-upload",
+        "--strict-readiness", "true", "--model-load-thread-count", "4",
+    )  # fmt: skip
+    assert made == ServeOptions(
+        (Path("a"),),
+        load_threads=4,
+        model_control_mode=ControlMode.EXPLICIT,
+        repository_poll_s=2.5,
+        load_models=("x", "y"),
+        model_load_retries=3,
+        model_config_name="h100",
+        complete_configs=False,
+        allow_code_upload=True,
+        strict_readiness=True,
+    )
+
+
+@pytest.mark.parametrize("mode", ["none", "poll"])
+def test_models_are_named_under_explicit_control_only(
+    mode: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["serve", "-m", "a", "--model-control-mode", mode, "--load-model", "x"]
+    assert cli.main(argv) == 2
+    assert "--load-model needs --model-control-mode explicit" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -301,7 +363,8 @@ def test_ready_file(tmp_path: Path) -> None:
         assert not path.exists()
         file.write(8000, None, Path("/run/s"))
         assert json.loads(path.read_text()) == {
-            "http": 8000, "metrics": None, "uds": "/run/s", "pid": os.getpid(),
+            "http": 8000, "metrics": None, "uds": "/run/s", "grpc": None, "grpc_uds": None,
+                "pid": os.getpid(),
         }  # fmt: skip
         assert os.listdir(tmp_path) == ["ready"]
     assert not path.exists()

@@ -13,7 +13,7 @@ from penstock.protocol.message import InferRequest, ModelMetadata, Signature, Te
 from penstock.server.gateway import DRAINING, Gateway
 from penstock.server.job import State
 from penstock.server.model_config import ModelConfig
-from penstock.server.models import Loaded, ModelState, ModelTable, ModelVersion
+from penstock.server.models import UNLOADED, Loaded, ModelState, ModelTable, ModelVersion
 from penstock.server.stats import FailReason
 
 
@@ -201,16 +201,44 @@ async def test_readiness(rig):
     assert not gateway.model_ready("m", "4")
     assert not gateway.model_ready("n")
     gateway.models.set(ModelVersion("n", "1"))
-    assert not gateway.ready  # still loading
+    assert gateway.ready  # one more model is loading: no reason to send nothing to the others
     assert gateway.model_ready("m")
     gateway.models.set(ModelVersion("n", "1", ModelState.UNAVAILABLE, "no"))
-    assert gateway.ready  # refused for good: nothing to wait for
+    assert gateway.ready
     assert not gateway.model_ready("n")
     gateway.leaving = True
     assert (gateway.ready, gateway.model_ready("m")) == (False, True)
     await gateway.predict(rig.request(rig.rows(1)))
     gateway.draining = True
     assert (gateway.ready, gateway.model_ready("m")) == (False, False)
+
+
+@pytest.mark.parametrize(
+    ("entry", "ready"),
+    [
+        (ModelVersion("n", "1"), False),
+        (ModelVersion("n", "1", ModelState.UNAVAILABLE, "no"), False),
+        (ModelVersion("n", "1", ModelState.UNAVAILABLE, UNLOADED), True),
+        (ModelVersion("n", "1", ModelState.UNLOADING), True),
+    ],
+)
+async def test_strict_readiness_wants_every_model(rig, entry, ready):
+    gateway = gateway_of(m=rig.lane())
+    gateway.ready_strict = True
+    assert gateway.ready
+    gateway.models.set(entry)
+    assert gateway.ready is ready
+
+
+def test_readiness_without_models():
+    gateway = Gateway(ModelTable())
+    assert not gateway.ready
+    gateway.ready_empty = True
+    assert gateway.ready
+    gateway.models.set(ModelVersion("n", "1", ModelState.UNAVAILABLE, "no"))
+    assert gateway.ready
+    gateway.ready_strict = True
+    assert not gateway.ready
 
 
 async def test_what_does_not_fit_the_model_is_counted(rig):

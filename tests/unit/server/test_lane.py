@@ -435,7 +435,7 @@ async def test_expires_in_the_queue_while_the_worker_is_stuck(rig):
     late = rig.submit(lane, timeout_us=1000)
     patient = rig.submit(lane)
     await rig.done(late)
-    failed(late, Code.DEADLINE_EXCEEDED, "Request timeout expired")
+    failed(late, Code.UNAVAILABLE, "Request timeout expired")
     assert (lane.waiting, lane.in_flight) == (1, 2)
     gate.set()
     await rig.done(stuck, patient)
@@ -450,7 +450,7 @@ async def test_a_cancelled_job_does_not_expire(rig, puppet):
     gone.cancel()
     puppet.pass_us(10)
     assert rig.answered == [other]
-    failed(other, Code.DEADLINE_EXCEEDED, "Request timeout expired")
+    failed(other, Code.UNAVAILABLE, "Request timeout expired")
     assert lane.stats.fail_count[FailReason.REJECTED] == 1
     assert lane.stats.fail_count[FailReason.CANCELED] == 1
 
@@ -493,7 +493,7 @@ def test_timers_follow_the_earliest_deadline(rig, puppet, clock):
     for us, next_us in ((100, 300), (300, 500), (500, 900)):
         puppet.pass_us(us - (clock() - start) // 1000)
         assert rig.answered[-1] is by[us]
-        failed(by[us], Code.DEADLINE_EXCEEDED, "Request timeout expired")
+        failed(by[us], Code.UNAVAILABLE, "Request timeout expired")
         assert puppet.next_timer_ns == start + next_us * 1000
     by[900].cancel()
     puppet.pass_us(1000)
@@ -517,7 +517,7 @@ def test_a_timer_that_fires_early_is_set_again(rig, puppet, clock):
     lane, finish = stuck_lane(rig, puppet)
     job = rig.submit(lane, timeout_us=1000)
     deadline = puppet.next_timer_ns
-    lane._on_timer()
+    lane._alarm._rung()
     assert job.context.calls == 0
     assert puppet.next_timer_ns == deadline
     puppet.pass_us(1000)
@@ -550,7 +550,7 @@ def test_a_job_past_its_deadline_is_not_run(rig, puppet, clock, inline):
     while lane.in_flight and time.monotonic() < end:
         puppet.run()
         time.sleep(0.0005)
-    failed(late, Code.DEADLINE_EXCEEDED, "Request timeout expired")
+    failed(late, Code.UNAVAILABLE, "Request timeout expired")
     same(fine, rig.rows(1, 4))
     assert session.batches == [1]
 
@@ -564,7 +564,7 @@ def test_a_worker_that_finds_only_expired_jobs_tells(rig, puppet, clock):
     while not late.context.calls and time.monotonic() < end:
         puppet.run()
         time.sleep(0.0005)
-    failed(late, Code.DEADLINE_EXCEEDED, "Request timeout expired")
+    failed(late, Code.UNAVAILABLE, "Request timeout expired")
 
 
 def test_an_expired_job_may_be_cancelled_before_it_is_told(rig, puppet, clock):
@@ -857,3 +857,43 @@ def test_every_counter_of_a_scripted_day(rig, puppet, clock, monkeypatch):
     assert stats.latency.counts[:2] == [6, 2]  # up to 100 us, up to 200 us
     assert stats.queue.total == stats.queue_ns
     assert stats.queue.counts[0] == 8
+
+
+# --- the end of the call itself
+
+
+@MODES
+def test_a_deadline_of_the_call_holds_without_a_policy(rig, puppet, clock, inline):
+    session = rig.session()
+    lane = rig.lane(session, inline=inline, loop=puppet)
+    late = rig.job(lane, rig.rows(1))
+    late.deadline_ns = clock() - 1
+    lane.submit(late)
+    puppet.run()
+    failed(late, Code.DEADLINE_EXCEEDED, "Deadline Exceeded")
+    assert session.batches == []
+    assert lane.stats.fail_count[FailReason.CANCELED] == 1
+    assert lane.in_flight == 0
+
+
+@pytest.mark.parametrize(
+    ("call_us", "request_us", "policy_us", "code", "after_us"),
+    [
+        (500, 1000, 0, Code.DEADLINE_EXCEEDED, 500),
+        (1000, 500, 0, Code.UNAVAILABLE, 500),
+        (500, 0, 1000, Code.DEADLINE_EXCEEDED, 500),
+        (1000, 0, 500, Code.UNAVAILABLE, 500),
+        (700, 0, 0, Code.DEADLINE_EXCEEDED, 700),
+    ],
+)
+def test_the_earlier_end_counts(rig, puppet, clock, call_us, request_us, policy_us, code, after_us):
+    lane, finish = stuck_lane(rig, puppet, timeout_us=policy_us)
+    late = rig.job(lane, rig.rows(1), timeout_us=request_us)
+    late.deadline_ns = clock() + call_us * 1000
+    lane.submit(late)
+    puppet.pass_us(after_us - 1)
+    assert late.context.calls == 0
+    puppet.pass_us(1)
+    text = "Deadline Exceeded" if code is Code.DEADLINE_EXCEEDED else "Request timeout expired"
+    failed(late, code, text)
+    finish()

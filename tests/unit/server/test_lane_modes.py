@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from penstock.backends.base import RunError
-from penstock.server.lane import INLINE_BELOW_NS, STALL_NS, THREADS_ABOVE_NS
+from penstock.server.pace import INLINE_BELOW_NS, STALL_NS, THREADS_ABOVE_NS
 
 
 def same(job, array):

@@ -92,3 +92,13 @@ def test_a_wrong_setting_changes_nothing(logs, name, value, code):
         logs.update({"log_warning": False, name: value})
     assert caught.value.code is code
     assert logs.document() == before
+
+
+def test_what_was_changed_is_put_back(logs):
+    before = logging.getLogger().level
+    logs.update({"log_verbose_level": 1, "log_error": False, "log_format": "ISO8601"})
+    assert logging.getLogger().level == logging.DEBUG
+    logs.remove()
+    assert logging.getLogger().level == before
+    assert said(logs) == ["INFO", "WARNING", "ERROR"]
+    assert logs.stream.getvalue()[10] == " "

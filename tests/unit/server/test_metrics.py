@@ -95,6 +95,7 @@ def values(families, name, suffix=""):
 def counted():
     stats = LaneStats()
     stats.success_count, stats.success_ns = 11, 5_500_999
+    stats.response_count = 17
     stats.inference_count, stats.execution_count = 30, 4
     stats.queue_ns, stats.compute_input_ns = 1_000_000, 2_000
     stats.compute_infer_ns, stats.compute_output_ns = 3_000_000_000, 999
@@ -110,7 +111,19 @@ def test_the_format_is_announced():
 def test_an_empty_server():
     families = parse(page(connections=3))
     assert families["penstock_connections"] == ("gauge", {("penstock_connections", frozenset()): 3})
-    assert all(not samples for n, (_, samples) in families.items() if n != "penstock_connections")
+    loads = "penstock_model_loads_succeeded", "penstock_model_loads_failed"
+    own = {"penstock_connections", *loads}
+    assert all(not samples for n, (_, samples) in families.items() if n not in own)
+
+
+def test_loads_are_counted():
+    models = ModelTable()
+    for failed in (False, True, False):
+        models.loads.count(failed=failed)
+    families = parse(exposition(models, 0))
+    for name, count in (("succeeded", 2), ("failed", 1)):
+        metric = f"penstock_model_loads_{name}"
+        assert families[metric] == ("counter", {(metric, frozenset()): count})
 
 
 @pytest.mark.parametrize(
@@ -124,6 +137,7 @@ def test_an_empty_server():
         ("nv_inference_compute_input_duration_us", 2),
         ("nv_inference_compute_infer_duration_us", 3_000_000),
         ("nv_inference_compute_output_duration_us", 0),
+        ("penstock_stream_responses", 17),
     ],
 )
 def test_counters(name, value):

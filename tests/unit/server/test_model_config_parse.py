@@ -229,7 +229,10 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("text", "path"),
         [
-            ("sequence_batching { direct {} }", "sequence_batching"),
+            (
+                "sequence_batching { iterative_sequence: true }",
+                "sequence_batching.iterative_sequence",
+            ),
             ("ensemble_scheduling { step { model_name: 'a' } }", "ensemble_scheduling"),
             ("batch_input { kind: BATCH_ITEM_SHAPE }", "batch_input"),
             ("batch_output { target_name: 'a' }", "batch_output"),
@@ -238,7 +241,6 @@ class TestRefusals:
             ("model_operations { op_library_filename: 'x.so' }", "model_operations"),
             ("model_repository_agents {}", "model_repository_agents"),
             ("response_cache { enable: true }", "response_cache.enable"),
-            ("model_transaction_policy { decoupled: true }", "model_transaction_policy.decoupled"),
             ("cc_model_filenames { key: '8.0' value: 'a' }", "cc_model_filenames"),
             ("instance_group {} instance_group { passive: true }", "instance_group[1].passive"),
             (
@@ -253,8 +255,10 @@ class TestRefusals:
         assert f"not supported: {path}: " in said
 
     def test_all_of_it_at_once(self) -> None:
-        said = refusal("sequence_batching {} response_cache { enable: true }")
-        assert "sequence_batching: " in said
+        said = refusal(
+            "sequence_batching { iterative_sequence: true } response_cache { enable: true }"
+        )
+        assert "sequence_batching.iterative_sequence: " in said
         assert "response_cache.enable: " in said
 
     @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 from penstock.protocol.errors import Code, InferError
 from penstock.protocol.message import ModelMetadata
 from penstock.server.model_config import ModelConfig
-from penstock.server.models import Loaded, ModelState, ModelTable, ModelVersion
+from penstock.server.models import UNLOADED, Loaded, ModelState, ModelTable, ModelVersion
 
 
 def loaded(name="m", version="1"):
@@ -59,10 +59,35 @@ def test_a_version_that_is_replaced_serves_anew_or_not_at_all():
     again = ready("a", "1")
     models.set(again)
     assert models.find("a") is models.find("a", "1") is again.loaded
-    models.set(refused("a", "1", "unloaded"))
+    models.set(refused("a", "1", "out of memory"))
     assert absence(models, "a")[0] is Code.UNAVAILABLE
     assert absence(models, "a", "1")[0] is Code.UNAVAILABLE
     assert len(list(models)) == 1
+
+
+def test_a_model_that_was_unloaded_is_not_worth_another_try():
+    models = table(refused("a", "1", UNLOADED), refused("a", "2", UNLOADED))
+    unknown = "Request for unknown model: 'a'"
+    assert absence(models, "a") == (
+        Code.NOT_FOUND,
+        f"{unknown} has no available versions: unloaded; unloaded",
+    )
+    assert absence(models, "a", "1")[0] is Code.UNAVAILABLE  # as in Triton
+    models.set(ModelVersion("a", "2"))
+    assert absence(models, "a")[0] is Code.UNAVAILABLE
+
+
+def test_entries_are_found_and_discarded():
+    first, second = ready("a", "1"), ready("a", "2")
+    models = table(first, second)
+    assert models.entry("a", "2") is second
+    models.discard(second)
+    assert models.entry("a", "2") is None
+    assert models.find("a") is first.loaded
+    models.discard(first)
+    models.discard(first)
+    assert list(models) == []
+    assert absence(models, "a") == (Code.NOT_FOUND, "Request for unknown model: 'a' is not found")
 
 
 MODELS = table(

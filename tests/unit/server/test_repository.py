@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,76 +12,11 @@ from penstock.backends.fake import FakeBackend, artefact
 from penstock.loadtest.models import write_add_sub, write_identity, write_image_mean
 from penstock.protocol import dtype as dt
 from penstock.protocol.errors import Code, InferError
-from penstock.protocol.message import InferRequest, Signature, TensorSpec
-from penstock.server.gateway import Gateway
-from penstock.server.models import ModelState, ModelTable
-from penstock.server.repository import Repository, RepositoryOptions
+from penstock.protocol.message import TensorSpec
+from penstock.server.models import ModelState
 from penstock.server.repository_layout import LayoutError
 
 UNAVAILABLE, READY = ModelState.UNAVAILABLE, ModelState.READY
-
-
-class Site:
-    """A repository on disk and what was loaded from it."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root / "models"
-        self.root.mkdir()
-        self.table = ModelTable()
-        self.gateway = Gateway(self.table)
-        self.fakes = FakeBackend()
-        """The catalog's backend 'fake' of this test."""
-        self._repositories: list[Repository] = []
-
-    def fake(self, name: str, config: str | None = None, *, version: int = 1, **options: str):
-        folder = self.root / name / str(version)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "model.fake").write_bytes(artefact(options))
-        return self.config(name, config)
-
-    def config(self, name: str, text: str | None):
-        folder = self.root / name
-        folder.mkdir(exist_ok=True)
-        if text is not None:
-            (folder / "config.pbtxt").write_text(text)
-        return folder
-
-    async def load(self, *roots: Path, **options):
-        options = {"cores": 2, **options}
-        repository = Repository(RepositoryOptions(roots or (self.root,), **options), self.table)
-        self._repositories.append(repository)
-        await repository.load_all()
-
-    def states(self):
-        return {(entry.name, entry.version): entry.state for entry in self.table}
-
-    def reason(self, name, version="1"):
-        (entry,) = [e for e in self.table.versions(name) if e.version == version]
-        assert entry.state is UNAVAILABLE
-        assert entry.loaded is None
-        return entry.reason
-
-    def lane(self, name, version=""):
-        return self.table.find(name, version).lane
-
-    async def predict(self, name, *arrays, **fields):
-        tensors = [
-            TensorSpec(f"INPUT{i}", dt.of_numpy(a.dtype), a.shape) for i, a in enumerate(arrays)
-        ]
-        request = InferRequest(Signature(tensors), arrays, model=name, **fields)
-        return (await self.gateway.predict(request)).named()
-
-    async def close(self):
-        for repository in self._repositories:
-            await asyncio.wait_for(repository.close(), 10)
-
-
-@pytest.fixture
-async def site(tmp_path, monkeypatch):
-    site = Site(tmp_path)
-    monkeypatch.setitem(catalog._made, "fake", site.fakes)
-    yield site
-    await site.close()
 
 
 def ones(rows=1, width=16, dtype=np.int32):
@@ -615,7 +549,7 @@ async def test_default_timeout(site):
             await asyncio.sleep(0.0005)
         with pytest.raises(InferError) as caught:
             await asyncio.wait_for(site.predict("m", ones()), 10)
-        assert caught.value.code is Code.DEADLINE_EXCEEDED
+        assert caught.value.code is Code.UNAVAILABLE
     finally:
         gate.set()
     await running
@@ -636,4 +570,51 @@ async def test_close_closes_every_session_of_every_version(site):
     await site.predict("b", ones())
     await site.close()
     assert [session.closed for session in site.fakes.sessions] == [1] * 5
-    site._repositories.clear()
+    site.repositories.clear()
+
+
+# --- what is asked of configurations
+
+
+COMPLETE = """
+input { name: "INPUT0" data_type: TYPE_INT32 dims: [ -1, 16 ] }
+output { name: "OUTPUT0" data_type: TYPE_INT32 dims: [ -1, 16 ] }
+"""
+
+
+@pytest.mark.parametrize(
+    ("config", "cause"),
+    [
+        (None, "must state all inputs and outputs"),
+        ('backend: "fake"', "must state all inputs and outputs"),
+        (COMPLETE.replace("data_type: TYPE_INT32 dims: [ -1, 16 ]", "", 1), "INPUT0 lack"),
+        (COMPLETE, ""),
+    ],
+)
+async def test_configurations_are_not_completed(site, config, cause):
+    site.fake("m", config)
+    await site.load(complete_configs=False)
+    if cause:
+        assert cause in site.reason("m")
+    else:
+        assert site.table.find("m").config.max_batch_size == 0  # as Triton has it
+        await site.predict("m", ones())
+
+
+async def test_a_named_configuration(site):
+    folder = site.fake("m", "max_batch_size: 2")
+    (folder / "configs").mkdir()
+    (folder / "configs" / "h100.pbtxt").write_text("max_batch_size: 16")
+    await site.load(config_name="h100")
+    assert site.table.find("m").config.max_batch_size == 16
+
+
+async def test_loose_files_are_models(site, tmp_path):
+    folder = tmp_path / "loose"
+    folder.mkdir()
+    write_add_sub(folder / "a.onnx")
+    write_identity(folder / "b.onnx")
+    await site.load(folder)
+    assert site.states() == {("a", "1"): READY, ("b", "1"): READY}
+    outputs = await site.predict("a", ones(), ones())
+    assert (outputs["OUTPUT0"] == 2).all()

@@ -13,6 +13,8 @@ from penstock.server.repository_layout import (
     LayoutError,
     ModelDirectory,
     artefact,
+    is_temporary,
+    model_names,
     scan,
     versions_to_serve,
 )
@@ -60,18 +62,30 @@ class TestScan:
         assert scan([]) == []
 
     def test_loose_model_files(self, root: Path) -> None:
-        put(root / "b.onnx")
-        put(root / "a.ort")
-        with pytest.raises(LayoutError) as caught:
-            scan([root])
-        assert str(caught.value) == (
-            f"{root} holds a.ort, b.onnx but no model's directory; name each file itself "
-            f"(-m {root}/a.ort), or move it to {root}/a/1"
-        )
+        for name in ("b.onnx", "a.ort", "notes.txt", ".c.onnx", "my net.onnx"):
+            put(root / name)
+        models = scan([root])
+        assert [(m.name, m.path, m.versions, m.file, m.problems) for m in models] == [
+            ("a", root / "a.ort", (1,), True, ()),
+            ("b", root / "b.onnx", (1,), True, ()),
+            ("my_net", root / "my net.onnx", (1,), True, ()),
+        ]
         put(root / "m" / "1" / "model.onnx")
-        assert only(root).name == "m"
+        assert [model.name for model in scan([root])] == ["a", "b", "m", "my_net"]
+        put(root / "a.onnx")
+        assert "more than one place" in scan([root])[0].problems[0]
         with pytest.raises(LayoutError, match=rf"1 is one version of a model.*: {root}$"):
             scan([root / "m" / "1"])
+
+    def test_only_one(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        put(root / "a" / "1" / "model.onnx")
+        put(root / "b" / "1" / "model.onnx")
+        put(root / "c.onnx")
+        assert [model.name for model in scan([root], only="b")] == ["b"]
+        assert [model.name for model in scan([root], only="c")] == ["c"]
+        assert scan([root], only="nobody") == []
+        monkeypatch.setattr("penstock.server.repository_layout._scan_model", None)
+        assert model_names([root]) == ["a", "b", "c"]  # without a look into the models
 
     def test_without_configuration(self, root: Path) -> None:
         put(root / "m" / "1" / "model.onnx")
@@ -236,6 +250,18 @@ class TestRoots:
 def test_versions_to_serve(policy: VersionPolicy, expected: tuple[int, ...]) -> None:
     assert versions_to_serve(policy, (10, 1, 2)) == expected
     assert versions_to_serve(policy, ()) == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "temporary"),
+    [
+        ("model.onnx", False), ("m", False), ("tmp", False), ("a.temperature", False),
+        (".model.onnx.Xa3", True), ("model.onnx.tmp", True), ("model.onnx~", True),
+        ("model.onnx.PART", True), ("x.crdownload", True),
+    ],
+)  # fmt: skip
+def test_names_of_unfinished_files(name: str, temporary: bool) -> None:
+    assert is_temporary(name) is temporary
 
 
 class TestArtefact:

@@ -1,8 +1,10 @@
 """Which requests are traced, what a trace says, and the files that hold them."""
 
+import asyncio
 import json
 import logging
 
+import numpy as np
 import pytest
 
 from penstock.protocol.errors import InferError
@@ -143,3 +145,66 @@ async def test_long_tensors_are_cut(rig, tmp_path, monkeypatch):
     await gateway.predict(rig.request(rig.rows(2, 1)))
     found = await traces(gateway, tmp_path / "trace.json")
     assert found[2]["tensor"]["data"] == "1,1,1,..."
+
+
+async def test_a_traced_request_that_expires_is_answered(rig, tmp_path):
+    """Its tensors are gone by then."""
+    gate = rig.gate()
+    session = rig.session(gate=gate)
+    gateway = gateway_of(rig.lane(session), settings(tmp_path))
+    running = asyncio.ensure_future(gateway.predict(rig.request(rig.rows(1))))
+    await rig.entered(session)
+    with pytest.raises(InferError, match="timeout expired"):
+        await gateway.predict(rig.request(rig.rows(1), timeout_us=1000, id="late"))
+    gate.set()
+    await running
+    found = await traces(gateway, tmp_path / "trace.json")
+    late = [part for part in found if part["id"] == 1]
+    assert late[0]["request_id"] == "late"
+    assert [part["activity"] for part in late if "tensor" in part] == []
+
+
+async def test_a_cancelled_request_does_not_count(rig, tmp_path):
+    gate = rig.gate()
+    level = frozenset({"TIMESTAMPS"})
+    gateway = gateway_of(rig.lane(rig.session(gate=gate)), settings(tmp_path, level, count=2))
+    gateway.infer(rig.request(rig.rows(1)), lambda job: None, None).cancel()
+    gate.set()
+    await asyncio.gather(*[ask(rig, gateway) for _ in range(5)])
+    found = await traces(gateway, tmp_path / "trace.json")
+    assert [part["id"] for part in found] == [1, 1, 2, 2]
+
+
+async def test_long_strings_are_cut(rig, tmp_path, monkeypatch):
+    monkeypatch.setattr(tracing, "CHARS_MAX", 10)
+    assert tracing._values(np.array([b"ab", b"c" * 100, b"d"], object)) == "ab,ccccccc,..."
+    assert tracing._values(np.array([b"c" * 100], object)) == "cccccccccc,..."
+    assert tracing._values(np.array([b"ab", b"cd"], object)) == "ab,cd"
+    assert tracing._values(np.array([], np.int32)) == ""
+
+
+async def test_what_waits_is_bounded_in_size(rig, tmp_path, monkeypatch):
+    monkeypatch.setattr(tracing, "PENDING_CHARS_MAX", 20)
+    gateway = gateway_of(rig.lane(), settings(tmp_path))
+    await ask(rig, gateway, 20)
+    assert 0 < gateway.tracer.dropped < 20
+    before = gateway.tracer.dropped
+    await traces(gateway, tmp_path / "trace.json")
+    await ask(rig, gateway)
+    assert gateway.tracer.dropped == before
+
+
+async def test_models_that_come_and_go_do_not_add_up(rig, tmp_path, monkeypatch):
+    monkeypatch.setattr(tracing, "MODELS_MAX", 3)
+    tracer = Tracer(settings(tmp_path))
+    lane = rig.lane()
+    for i in range(10):
+        tracer.sample(rig.job(lane, rig.rows(1)), f"m{i}")
+    assert len(tracer._counters) <= 3
+
+
+async def test_a_path_that_cannot_be_costs_no_shutdown(rig, tmp_path, caplog):
+    gateway = gateway_of(rig.lane(), settings(tmp_path, file=str(tmp_path / "a\0b")))
+    await ask(rig, gateway)
+    await gateway.tracer.close()
+    assert "cannot be written" in caplog.text

@@ -172,7 +172,7 @@ class Feed:
 async def test_a_worker_pulls_until_nothing_waits_then_parks(rig, jobs):
     session, feed = rig.session(), Feed()
     feed.batches.extend([jobs(1), jobs(2, 3)])
-    worker = ThreadWorker("worker", session, 1, True, feed.pull, feed.results.extend)
+    worker = ThreadWorker("worker", session, True, feed.pull, feed.results.extend)
     feed.wait_parked()
     assert session.batches == [1, 2]
     assert [one.rows for one in feed.results] == [1, 2]
@@ -200,7 +200,7 @@ async def test_a_worker_survives_every_failure(rig, jobs):
     feed = Feed()
     feed.batches.extend([jobs(1), jobs(2), jobs(3)])
     worker = ThreadWorker(
-        "worker", rig.session(compute=compute), 1, True, feed.pull, feed.results.extend
+        "worker", rig.session(compute=compute), True, feed.pull, feed.results.extend
     )
     feed.wait_parked()
     assert [one.error and one.error.message for one in feed.results] == [
