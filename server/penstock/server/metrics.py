@@ -32,6 +32,8 @@ _COUNTERS: Final[tuple[tuple[str, str, _Value], ...]] = (
      lambda s: s.compute_infer_ns // 1000),
     ("nv_inference_compute_output_duration_us", "Time to hand out outputs, summed over requests",
      lambda s: s.compute_output_ns // 1000),
+    ("penstock_stream_responses", "Responses of decoupled models",
+     lambda s: s.response_count),
 )  # fmt: skip
 
 
@@ -66,6 +68,14 @@ def _lines(models: ModelTable, connections: int) -> Iterator[str]:
     yield from _head(name, "1 if the model version can be served, else 0", "gauge")
     for entry in models:
         yield f"{name}{{{_labels(entry)}}} {int(entry.loaded is not None)}"
+    for name, text, count in (
+        ("penstock_model_loads_succeeded", "Model versions loaded since the start",
+         models.loads.succeeded),
+        ("penstock_model_loads_failed", "Model versions that failed to load, since the start",
+         models.loads.failed),
+    ):  # fmt: skip
+        yield from _head(name, text, "counter")
+        yield f"{name} {count}"
     name = "penstock_connections"
     yield from _head(name, "Open client connections", "gauge")
     yield f"{name} {connections}"

@@ -8,11 +8,19 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from penstock.protocol.errors import Code, InferError
 from penstock.protocol.message import ModelMetadata
 from penstock.server.lane import Lane
 from penstock.server.model_config import ModelConfig
+from penstock.server.sequences import Sequences
+
+UNLOADED: Final = "unloaded"
+"""The reason of a version that nobody wants any more, in Triton's words."""
+_DIGITS_MAX: Final = 20
+_TOLD_MAX: Final = 100
+"""Characters of a version that is none, in the error."""
 
 
 class ModelState(enum.Enum):
@@ -33,6 +41,8 @@ class Loaded:
     metadata: ModelMetadata
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     load_s: float = 0.0
+    sequences: Sequences | None = None
+    """Of a model whose requests belong to sequences."""
 
 
 @dataclass(slots=True)
@@ -45,6 +55,25 @@ class ModelVersion:
     reason: str = ""
     loaded: Loaded | None = None
 
+    @property
+    def leaving(self) -> bool:
+        """Whether it was unloaded, or is being unloaded, on purpose."""
+        return self.state is ModelState.UNLOADING or self.reason == UNLOADED
+
+
+@dataclass(slots=True)
+class LoadCounts:
+    """Versions that were loaded, and that failed to, since the start."""
+
+    succeeded: int = 0
+    failed: int = 0
+
+    def count(self, *, failed: bool) -> None:
+        if failed:
+            self.failed += 1
+        else:
+            self.succeeded += 1
+
 
 class ModelTable:
     """All models that are known, whether they can be served or not.
@@ -55,6 +84,7 @@ class ModelTable:
 
     def __init__(self, default_model: str = "") -> None:
         self.default_model = default_model
+        self.loads = LoadCounts()
         self._models: dict[str, dict[str, ModelVersion]] = {}
         # By name, then by version as requested; "" is the highest READY version.
         self._ready: dict[str, dict[str, Loaded]] = {}
@@ -63,8 +93,8 @@ class ModelTable:
         """The loaded model that serves this name and version now.
 
         Raises:
-            InferError: NOT_FOUND for a name or version that is not known, UNAVAILABLE for one that
-                is not ready.
+            InferError: INVALID_ARGUMENT for a version that is no number, NOT_FOUND for a name or
+                version that is not known, UNAVAILABLE for one that is not ready.
         """
         versions = self._ready.get(name)
         if versions is not None:
@@ -73,6 +103,9 @@ class ModelTable:
                 return loaded
         if not name:
             return self.find(self._default(), version)
+        number = version_number(version)
+        if number != version:
+            return self.find(name, number)
         raise self._absence(name, version)
 
     def versions(self, name: str) -> list[ModelVersion]:
@@ -82,6 +115,18 @@ class ModelTable:
     def __iter__(self) -> Iterator[ModelVersion]:
         for name in sorted(self._models):
             yield from self.versions(name)
+
+    def entry(self, name: str, version: str) -> ModelVersion | None:
+        """What is known of one version."""
+        return self._models.get(name, {}).get(version)
+
+    def discard(self, entry: ModelVersion) -> None:
+        """Forgets a version, and the model with its last one."""
+        versions = self._models.get(entry.name, {})
+        versions.pop(entry.version, None)
+        if not versions:
+            self._models.pop(entry.name, None)
+        self._rebuild(entry.name)
 
     def set(self, entry: ModelVersion) -> None:
         """Adds or replaces a version. A version without a number stands for a whole model that
@@ -104,7 +149,8 @@ class ModelTable:
         names = ", ".join(sorted(self._models)) or "none"
         raise InferError(
             Code.NOT_FOUND,
-            f"no model is named in the request and there is no default model; models: {names}",
+            "Request for unknown model: '' is not found: no model is named in the request and "
+            f"there is no default model; models: {names}",
         )
 
     def _absence(self, name: str, version: str) -> InferError:
@@ -113,9 +159,12 @@ class ModelTable:
         if versions is None:
             return InferError(Code.NOT_FOUND, f"{unknown} is not found")
         if not version:
-            reasons = "; ".join(v.reason for v in versions.values() if v.reason)
+            leaving = all(v.leaving for v in versions.values())
+            told = "; ".join(v.reason for v in versions.values() if v.reason)
             text = f"{unknown} has no available versions"
-            return InferError(Code.UNAVAILABLE, f"{text}: {reasons}" if reasons else text)
+            # To come again makes sense unless the model was taken away on purpose.
+            code = Code.NOT_FOUND if leaving else Code.UNAVAILABLE
+            return InferError(code, f"{text}: {told}" if told else text)
         entry = versions.get(version)
         if entry is None:
             entry = versions.get("")  # The whole model was refused, for a reason worth telling.
@@ -123,6 +172,25 @@ class ModelTable:
             return InferError(Code.NOT_FOUND, f"{unknown} version {version} is not found")
         text = f"{unknown} version {version} is not at ready state"
         return InferError(Code.UNAVAILABLE, f"{text}: {entry.reason}" if entry.reason else text)
+
+
+def version_number(version: str) -> str:
+    """``version`` as its folder is called; empty stays empty.
+
+    Raises:
+        InferError: INVALID_ARGUMENT, it is no number.
+    """
+    if not version:
+        return version
+    if len(version) <= _DIGITS_MAX and version.isascii() and version.isdigit():
+        number = int(version)
+        if number < 1 << 63:
+            return str(number)
+    raise InferError(
+        Code.INVALID_ARGUMENT,
+        f"failed to get model version from specified version string '{version[:_TOLD_MAX]}' "
+        "(details: stol), version should be an integral value > 0",
+    )
 
 
 def _version_key(entry: ModelVersion) -> tuple[int, str]:

@@ -1,313 +1,333 @@
-"""Loads the models of a repository and puts them into the table.
+"""Keeps the table of models in step with the disk: finds, loads, replaces and unloads models.
 
-A model that cannot be loaded is entered as UNAVAILABLE with the reason and stops nobody else.
-Loading runs on threads; lanes are built on the loop.
+Knows which versions of a model are wanted, and how to find them. Must not know who asks
+(``model_control``, ``repository_poll``), nor wires.
+
+Contract: a version that serves is replaced when its successor is loaded and warm, in one turn of
+the event loop: requests find one or the other, and those that the old one accepted are answered by
+it. While something of a model serves, a reload succeeds as a whole or changes nothing but the
+reasons that the table shows; a first load serves the versions that are good. Work on one model is
+done one at a time, on different models in parallel. What was begun is finished, even if nobody
+waits for it any more. Loading runs on threads; the table is changed on the loop.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from time import monotonic, monotonic_ns
+from typing import Any, Final, TypeVar
+from weakref import WeakValueDictionary
 
-import numpy as np
-
-from penstock.backends import catalog
-from penstock.backends.base import Backend, LoadError, ModelSource, RunError, Session
-from penstock.backends.batchable import supports_batching
-from penstock.protocol.message import Array, ModelMetadata, TensorSpec
-from penstock.server.admission import Admission
-from penstock.server.lane import Lane
-from penstock.server.model_config import (
-    ConfigError,
-    ModelConfig,
-    Warmup,
-    WarmupInput,
-    metadata_specs,
-    reshapes,
-)
-from penstock.server.model_config_complete import complete, load_labels
-from penstock.server.model_config_parse import parse_pbtxt
+from penstock.backends.base import LoadError
+from penstock.protocol.errors import Code, InferError
+from penstock.server.model_config import ConfigError, Latest, ModelConfig
+from penstock.server.model_config_parse import parse_json, parse_pbtxt
+from penstock.server.model_loading import LoadOptions, Prepared, Wanted, opened, prepare
+from penstock.server.model_upload import write_upload
 from penstock.server.models import Loaded, ModelState, ModelTable, ModelVersion
-from penstock.server.placement import place
-from penstock.server.policy import policy_of
 from penstock.server.repository_layout import (
     LayoutError,
     ModelDirectory,
+    is_temporary,
+    model_names,
     scan,
     versions_to_serve,
 )
+from penstock.server.repository_stamp import stamp
+from penstock.server.residents import Found, Residents
 
 _log = logging.getLogger(__name__)
 
-_LEARNING_RUNS = 5
-_SLOW_NS = 50_000_000
-"""A model this slow is known well enough after one run; loading need not take longer."""
+T = TypeVar("T")
+Files = Mapping[str, bytes | memoryview]
+
+RETIRING_MAX: Final = 256
+"""Replaced or unloaded models that still answer what they accepted; beyond it nothing is loaded."""
+_GONE: Final = "model not found in any model repository"
+_CLOSED: Final = "the server is shutting down and loads no models"
 
 
 @dataclass(frozen=True, slots=True)
 class RepositoryOptions:
-    """``roots`` are repositories or single model files; ``backends`` limits what may be loaded."""
+    """``roots`` are repositories or single model files.
+
+    ``load_threads`` versions are loaded at a time, each tried again ``load_retries`` times.
+    ``config_name`` picks ``configs/<config_name>.pbtxt``.
+    """
 
     roots: tuple[Path, ...]
     load_threads: int = 2
-    cores: int = 1
-    queue_jobs_max: int = 4096
+    load_retries: int = 0
+    config_name: str = ""
+    load: LoadOptions = field(default_factory=LoadOptions)
 
 
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    """A version that is loaded but has no lane yet."""
+class PollFailure(Exception):
+    """A model cannot be loaded, for a reason that is known before anything is loaded."""
 
-    config: ModelConfig
-    sessions: list[Session]
-    labels: dict[str, tuple[str, ...]]
-    run_ns: int
-    load_s: float
+
+class LoadFailure(Exception):
+    """Versions of a model did not load: ``reasons`` by version."""
+
+    def __init__(self, reasons: Mapping[str, str]) -> None:
+        super().__init__("; ".join(reasons.values()))
+        self.reasons = reasons
 
 
 class Repository:
-    """Owns the lanes that it builds. Only it changes ``models``."""
+    """Loads the models of ``options.roots`` into ``models`` and owns what it loads."""
 
     def __init__(self, options: RepositoryOptions, models: ModelTable) -> None:
         self._options = options
         self._models = models
+        self._residents = Residents(models)
+        self._loaders = ThreadPoolExecutor(options.load_threads, thread_name_prefix="load")
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._closing = False
 
-    async def load_all(self) -> None:
-        """Loads every model found.
+    # ------------------------------------------------------------------ what can be asked
+
+    async def look(self) -> dict[str, Found]:
+        """What is on disk now, by name; without what is evidently being copied.
 
         Raises:
             LayoutError: a root is not a repository.
         """
-        found = scan(self._options.roots)
-        limit = asyncio.Semaphore(self._options.load_threads)
-        await asyncio.gather(*[self._load_model(model, limit) for model in found])
+        looks = await asyncio.to_thread(self._look)
+        return {name: found for name, found in looks.items() if not is_temporary(name)}
+
+    async def names(self) -> list[str]:
+        """The names of the models on disk now, ordered.
+
+        Raises:
+            LayoutError: a root is not a repository.
+        """
+        return await asyncio.to_thread(model_names, self._options.roots)
+
+    async def load_all(self, names: Iterable[str] | None = None) -> None:
+        """Loads every model found, or these; those that cannot be served are in the table too.
+
+        Raises:
+            LayoutError: a root is not a repository.
+        """
+        looks = await asyncio.to_thread(self._look)
+        wanted = looks if names is None else dict.fromkeys(names)
+        for name in wanted:
+            if name not in looks:
+                _log.error("model %s is unavailable: %s", name, _GONE)
+                self._models.set(ModelVersion(name, "", ModelState.UNAVAILABLE, _GONE))
+        await asyncio.gather(*[self.refresh(looks[name]) for name in wanted if name in looks])
+
+    async def refresh(self, found: Found) -> bool:
+        """Makes the table agree with ``found``; whether all of it could be loaded."""
+        return await self._carry_out(found.model.name, partial(self._refreshed, found))
+
+    async def load(self, name: str, override: str | None, files: Files) -> None:
+        """Loads the model as it is on disk now, or as ``override`` and ``files`` say.
+
+        Raises:
+            PollFailure, LoadFailure: why not; what served before still does.
+            InferError: UNAVAILABLE, the server is shutting down; RESOURCE_EXHAUSTED, too many
+                unloaded models are still busy.
+        """
+        await self._carry_out(name, partial(self._loaded, name, override, files))
+
+    async def unload(self, name: str, *, forget: bool = False) -> None:
+        """Unloads every version, if there are any; requests that were accepted are answered.
+
+        ``forget``: the model is gone from disk and shall not be shown any more.
+        """
+        await self._carry_out(name, partial(self._unloaded, name, forget))
+
+    @property
+    def pending(self) -> int:
+        """Operations that are under way, whether somebody waits for them or not."""
+        return len(self._tasks)
+
+    def known(self) -> list[str]:
+        """The names in the table, whatever became of the models."""
+        return sorted({entry.name for entry in self._models})
+
+    def differs(self, found: Found) -> bool:
+        """Whether ``found`` is something that was not tried yet."""
+        return self._residents.tried(found.model.name) != found.stamp
 
     async def close(self) -> None:
-        """Drains and closes every lane."""
-        await asyncio.gather(
-            *[entry.loaded.lane.close() for entry in self._models if entry.loaded is not None]
-        )
+        """Drains and closes every lane, and lets work in progress come to its end."""
+        self._closing = True
+        await self._residents.close()
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+        self._loaders.shutdown(wait=False)
 
-    async def _load_model(self, model: ModelDirectory, limit: asyncio.Semaphore) -> None:
+    # ------------------------------------------------------------------ one at a time per model
+
+    async def _carry_out(self, name: str, work: Callable[[], Awaitable[T]]) -> T:
+        """``work`` under the model's lock, to its end even if the caller is cancelled."""
+        task = asyncio.create_task(self._locked(name, work), name=f"model {name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return await asyncio.shield(task)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # It was noted where it happened, for those who wait no more.
+
+    async def _locked(self, name: str, work: Callable[[], Awaitable[T]]) -> T:
+        lock = self._locks.get(name)
+        if lock is None:
+            lock = self._locks[name] = asyncio.Lock()
+        async with lock:
+            if self._closing:
+                raise InferError(Code.UNAVAILABLE, _CLOSED)
+            return await work()
+
+    async def _refreshed(self, found: Found) -> bool:
         try:
-            config = self._read_config(model)
-            policy = config.version_policy if config else None
-            versions = model.versions[-1:] if policy is None else (
-                versions_to_serve(policy, model.versions)
-            )  # fmt: skip
-            if not versions:
-                raise ConfigError(model.path, "the version policy selects no version that exists")
+            await self._bring(found)
+        except (PollFailure, LoadFailure):
+            return False
+        return True
+
+    async def _loaded(self, name: str, override: str | None, files: Files) -> None:
+        if self._residents.retiring >= RETIRING_MAX:
+            raise InferError(
+                Code.RESOURCE_EXHAUSTED,
+                f"{RETIRING_MAX} models that were unloaded or replaced are still busy",
+            )
+        try:
+            found = await asyncio.to_thread(self._find, name, override, files)
+        except LayoutError as error:
+            raise PollFailure(str(error)) from error
+        try:
+            await self._bring(found)
+        finally:
+            if found.upload is not None and not self._residents.uses(found):
+                await asyncio.to_thread(found.upload.remove)
+
+    async def _unloaded(self, name: str, forget: bool) -> None:
+        self._residents.remove(name, forget=forget)
+
+    # ------------------------------------------------------------------ from disk to table
+
+    async def _bring(self, found: Found) -> None:
+        """Serves what was found.
+
+        Raises:
+            PollFailure, LoadFailure: see ``load``.
+        """
+        try:
+            config, versions = await asyncio.to_thread(_plan, found)
         except (ConfigError, LayoutError) as error:
-            self._refuse(model.name, "", str(error))
-            return
-        for version in versions:
-            self._models.set(ModelVersion(model.name, str(version)))
-        for version in versions:
-            async with limit:
-                await self._load_version(model, config, version, versions)
+            self._residents.fail(found, {"": str(error)})
+            raise PollFailure(str(error)) from error
+        name = found.model.name
+        kept = self._residents.kept(found, versions)
+        self._residents.begin(found, versions)
+        fresh = [
+            Wanted(found.model, config, version, found.upload is not None)
+            for version in versions
+            if version not in kept
+        ]
+        outcomes = await asyncio.gather(*[self._prepare(wanted) for wanted in fresh])
+        loaded, reasons = self._opened(kept, zip(fresh, outcomes, strict=True))
+        if self._closing or (reasons and self._residents.serving(name)):
+            new = [entry.lane for version, entry in loaded.items() if version not in kept]
+            await asyncio.gather(*[lane.close() for lane in new])
+            if self._closing:
+                raise InferError(Code.UNAVAILABLE, _CLOSED)
+        else:
+            self._residents.swap(found, loaded)
+        if reasons:
+            self._residents.fail(found, reasons)
+            raise LoadFailure(reasons)
 
-    def _read_config(self, model: ModelDirectory) -> ModelConfig | None:
-        if model.problems:
-            raise ConfigError("", "; ".join(model.problems))
-        if model.config_text is None:
-            return None
-        return parse_pbtxt(model.config_text, model.config_path, name=model.name)
+    def _opened(
+        self, kept: Mapping[int, Loaded], outcomes: Iterable[tuple[Wanted, Prepared | str]]
+    ) -> tuple[dict[int, Loaded], dict[str, str]]:
+        """What can serve, in the order of versions, and why others cannot."""
+        loaded, reasons = dict(kept), dict[str, str]()
+        for wanted, outcome in outcomes:
+            if isinstance(outcome, str):
+                reasons[str(wanted.version)] = outcome
+            else:
+                loaded[wanted.version] = opened(outcome, wanted, self._options.load)
+                place = (wanted.model.name, wanted.version)
+                _log.info("model %s version %d loaded in %.2f s", *place, outcome.load_s)
+            self._models.loads.count(failed=isinstance(outcome, str))
+        return dict(sorted(loaded.items())), reasons
 
-    def _refuse(self, name: str, version: str, reason: str) -> None:
-        _log.error("model %s is unavailable: %s", f"{name} {version}".strip(), reason)
-        self._models.set(ModelVersion(name, version, ModelState.UNAVAILABLE, reason))
-
-    async def _load_version(
-        self,
-        model: ModelDirectory,
-        config: ModelConfig | None,
-        version: int,
-        versions: Sequence[int],
-    ) -> None:
+    async def _prepare(self, wanted: Wanted) -> Prepared | str:
+        """The version, or why it cannot be served."""
         loop = asyncio.get_running_loop()
-        try:
-            prepared = await loop.run_in_executor(None, self._prepare, model, config, version)
-        except (LoadError, ConfigError, LayoutError) as error:
-            self._refuse(model.name, str(version), str(error))
-            return
-        except Exception as error:  # A backend out of contract must not stop the other models.
-            _log.exception("loading model %s failed", model.name)
-            self._refuse(model.name, str(version), f"{type(error).__name__}: {error}")
-            return
-        loaded = self._open(prepared, model.name, version, versions)
-        self._models.set(ModelVersion(model.name, str(version), ModelState.READY, loaded=loaded))
-        _log.info("model %s version %s loaded in %.2f s", model.name, version, prepared.load_s)
+        return await loop.run_in_executor(self._loaders, self._prepared, wanted)
 
     # ------------------------------------------------------------------ on a thread
 
-    def _prepare(
-        self, model: ModelDirectory, config: ModelConfig | None, version: int
-    ) -> _Prepared:
-        started = monotonic()
-        backend, path = _backend_and_artefact(model, config, version)
-        sessions: list[Session] = []
-        try:
-            for placement in place(config.instance_groups if config else (), self._options.cores):
-                source = ModelSource(
-                    model.name,
-                    path,
-                    placement.device,
-                    placement.threads,
-                    config.parameters if config else {},
-                )
-                first = backend.load(source)
-                sessions.append(first)
-                sessions.extend(
-                    first if first.thread_safe else backend.load(source)
-                    for _ in range(placement.count - 1)
-                )
-            session = sessions[0]
-            done = complete(
-                config,
-                name=model.name,
-                inputs=session.inputs,
-                outputs=session.outputs,
-                batchable=supports_batching(session),
-                backend=backend.name,
-                default_model_filename=path.name,
-            )
-            labels = load_labels(model.directory, done)
-            _warm_up(done, session, model.directory)
-            run_ns = _learn(done, session)
-        except BaseException:
-            for opened in {id(opened): opened for opened in sessions}.values():
-                opened.close()
-            raise
-        return _Prepared(done, sessions, labels, run_ns, monotonic() - started)
-
-    # ------------------------------------------------------------------ on the loop
-
-    def _open(
-        self, prepared: _Prepared, name: str, version: int, versions: Sequence[int]
-    ) -> Loaded:
-        config = prepared.config
-        inputs, outputs = metadata_specs(config)
-        input_shapes, output_shapes = reshapes(config)
-        admission = Admission(name, inputs, outputs, config.max_batch_size or 0, input_shapes)
-        lane = Lane(
-            name,
-            str(version),
-            prepared.sessions,
-            admission,
-            policy=policy_of(config.dynamic_batching, self._options.queue_jobs_max),
-            reshapes=output_shapes,
-        )
-        lane.learned(prepared.run_ns)
-        metadata = ModelMetadata(
-            name=name,
-            version=str(version),
-            versions=tuple(map(str, versions)),
-            platform=config.platform or config.backend,
-            inputs=inputs,
-            outputs=outputs,
-        )
-        return Loaded(lane, config, metadata, prepared.labels, prepared.load_s)
-
-
-def _backend_and_artefact(
-    model: ModelDirectory, config: ModelConfig | None, version: int
-) -> tuple[Backend, Path]:
-    """The backend that the configuration names, or the one for the file that is there."""
-    stated = (config.backend or config.platform) if config else ""
-    filename = config.default_model_filename if config else ""
-    if stated:
-        backend = catalog.get(stated)
-        return backend, model.artefact(version, filename or backend.default_filename)
-    if model.file or filename:
-        path = model.artefact(version, filename)
-        return _backend_for(path), path
-    folder = model.path / str(version)
-    candidates = [p for p in sorted(folder.iterdir()) if catalog.for_file(p) is not None]
-    if len(candidates) != 1:
-        present = ", ".join(p.name for p in sorted(folder.iterdir())) or "nothing"
-        raise LoadError(
-            f"{folder} holds {present}: expected one model file of a known kind "
-            f"(backends: {', '.join(catalog.offered())}); or name one in config.pbtxt"
-        )
-    return _backend_for(candidates[0]), candidates[0]
-
-
-def _backend_for(path: Path) -> Backend:
-    name = catalog.for_file(path)
-    if name is None:
-        raise LoadError(
-            f"no backend is known for {path.name}: ONNX models end with .onnx or .ort, others are "
-            "to be exported to ONNX; in a repository config.pbtxt may name a backend"
-        )
-    return catalog.get(name)
-
-
-def _zeros(spec: TensorSpec, rows: int) -> Array:
-    shape = [1 if dim < 0 else dim for dim in spec.shape]
-    if shape and spec.shape[0] < 0:
-        shape[0] = rows
-    if spec.dtype.numpy.hasobject:
-        return np.full(shape, b"", dtype=object)
-    return np.zeros(shape, spec.dtype.numpy)
-
-
-def _learn(config: ModelConfig, session: Session) -> int:
-    """The shortest run of one row of zeros, in nanoseconds; a long time if the model refuses it."""
-    inputs = [_zeros(spec, 1) for spec in session.inputs]
-    best = 1 << 40
-    try:
-        for _ in range(_LEARNING_RUNS):
-            started = monotonic_ns()
-            session.run(inputs)
-            best = min(best, monotonic_ns() - started)
-            if best > _SLOW_NS:
+    def _prepared(self, wanted: Wanted) -> Prepared | str:
+        reason = _CLOSED
+        for _ in range(1 + self._options.load_retries):
+            if self._closing:
                 break
-    except RunError as error:
-        _log.debug("model %s does not run on zeros: %s", config.name, error)
-    return best
+            try:
+                return prepare(wanted, self._options.load)
+            except (LoadError, ConfigError, LayoutError) as error:
+                reason = str(error)
+            except Exception as error:  # A backend out of contract must not stop other models.
+                _log.exception("loading model %s failed", wanted.model.name)
+                reason = f"{type(error).__name__}: {error}"
+        return reason
+
+    def _look(self, only: str | None = None) -> dict[str, Found]:
+        options = self._options
+        models = scan(options.roots, config_name=options.config_name, only=only)
+        return {model.name: _found(model) for model in models}
+
+    def _find(self, name: str, override: str | None, files: Files) -> Found:
+        if files:
+            if override is None:
+                raise LayoutError(
+                    "Load parameter 'config' must be specified for model file override"
+                )
+            upload = write_upload(files)
+            return replace(_found(upload.model(name), override), upload=upload)
+        found = self._look(name).get(name)
+        if found is None:
+            raise LayoutError(_GONE)
+        return found if override is None else _found(found.model, override)
 
 
-def _warm_up(config: ModelConfig, session: Session, folder: Path) -> None:
-    """Runs the configured warm-up requests.
+def _found(model: ModelDirectory, override: str | None = None) -> Found:
+    try:
+        return Found(model, stamp(model, override), override)
+    except LayoutError as error:
+        model = replace(model, problems=(*model.problems, str(error)))
+        return Found(model, stamp(model, override), override)
+
+
+def _plan(found: Found) -> tuple[ModelConfig | None, Sequence[int]]:
+    """The configuration as stated, and the versions that it wants.
 
     Raises:
-        LoadError: one failed; a model that fails its own warm-up is not served.
+        ConfigError: it cannot be served as it is.
     """
-    for warmup in config.model_warmup:
-        try:
-            inputs = [_warm_input(spec, warmup, config, folder) for spec in session.inputs]
-            for _ in range(max(1, warmup.count)):
-                session.run(inputs)
-        except (RunError, OSError, ValueError) as error:
-            raise LoadError(f"warm-up '{warmup.name}' failed: {error}") from error
-
-
-def _warm_input(spec: TensorSpec, warmup: Warmup, config: ModelConfig, folder: Path) -> Array:
-    given = warmup.inputs.get(spec.name)
-    if given is None:
-        raise LoadError(f"warm-up '{warmup.name}' has no input '{spec.name}'")
-    batch = (max(1, warmup.batch_size),) if config.max_batch_size else ()
-    made = _made_up(given, (*batch, *given.dims), folder)
-    for tensor in config.inputs:
-        if tensor.name == spec.name and tensor.reshape is not None:
-            return made.reshape((*batch, *tensor.reshape))
-    return made
-
-
-def _made_up(given: WarmupInput, shape: tuple[int, ...], folder: Path) -> Array:
-    if given.data == "file":
-        raw = (folder / "warmup" / given.filename).read_bytes()
-        one = np.frombuffer(raw, given.dtype.numpy).reshape(given.dims)
-        return np.ascontiguousarray(np.broadcast_to(one, shape))
-    if given.dtype.numpy.hasobject:
-        return np.full(shape, b"", dtype=object)
-    if given.data == "random":
-        values = np.random.default_rng(0).random(shape)
-        return np.asarray(values * (1 if given.dtype.numpy.kind == "f" else 2)).astype(
-            given.dtype.numpy
-        )
-    return np.zeros(shape, given.dtype.numpy)
+    model = found.model
+    if model.problems:
+        raise ConfigError("", "; ".join(model.problems))
+    config = None
+    if found.override is not None:
+        config = parse_json(found.override, "", name=model.name)
+    elif model.config_text is not None:
+        config = parse_pbtxt(model.config_text, model.config_path, name=model.name)
+    policy = config.version_policy if config is not None else Latest()
+    versions = versions_to_serve(policy, model.versions)
+    if not versions:
+        raise ConfigError(model.path, "the version policy selects no version that exists")
+    return config, versions

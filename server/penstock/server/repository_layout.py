@@ -1,6 +1,7 @@
 """Triton's model repository layout, read and nothing else.
 
-``<root>/<model>/[config.pbtxt] [labels] [configs/<name>.pbtxt] <version>/<artefact>``
+``<root>/<model>/[config.pbtxt] [labels] [configs/<name>.pbtxt] <version>/<artefact>``, and for
+models that are a single file ``<root>/<model>.onnx``.
 
 Knows: directory names, which of them count, and where an artefact lies. Must not know what a
 configuration means, sessions, or time: a scan is one look at the disk, whoever polls compares two.
@@ -15,7 +16,7 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -27,6 +28,7 @@ CONFIG_BYTES_MAX: Final = 1 << 20
 
 _VERSION = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)  # a version number is an int64
 _MODEL_ENDINGS: Final = (".onnx", ".ort")
+_TEMPORARY_ENDINGS: Final = (".tmp", ".temp", ".part", ".partial", ".crdownload", ".swp", "~")
 _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9_.-]+", re.ASCII)
 
 
@@ -60,24 +62,47 @@ class ModelDirectory:
         return self.path if self.file else artefact(self.path / str(version), filename)
 
 
-def scan(roots: Sequence[Path], *, config_name: str = "") -> list[ModelDirectory]:
-    """The models under ``roots``, ordered by name; a root that is a file is a model itself.
+def scan(
+    roots: Sequence[Path], *, config_name: str = "", only: str | None = None
+) -> list[ModelDirectory]:
+    """The models under ``roots``, ordered by name.
 
-    ``config_name`` picks ``configs/<config_name>.pbtxt`` in the models that have it.
+    A root that is a file is a model itself, and so is a model file in a root: version 1, named by
+    the file's stem. ``config_name`` picks ``configs/<config_name>.pbtxt`` in the models that have
+    it. With ``only``, models of other names are not looked at.
 
     Raises:
-        LayoutError: a root is missing, unreadable, one model's directory, or loose model files.
+        LayoutError: a root is missing, unreadable, one model's directory or one version's.
     """
-    # The name comes from the path as given: a store may link model.onnx to a file of any name.
-    distinct = {os.path.realpath(root): Path(os.path.abspath(root)) for root in roots}
     found: list[ModelDirectory] = []
-    for root in distinct.values():
-        found += _scan_root(root, config_name)
+    for root in _distinct(roots):
+        for path in _model_paths(root):
+            if only is None or only == _name_of(path):
+                found.append(_model(path, config_name))
     places: dict[str, list[Path]] = defaultdict(list)
     for model in found:
         places[model.name].append(model.path)
     models = [_mark_doubled(model, places[model.name]) for model in found]
     return sorted(models, key=lambda model: (model.name, model.path))
+
+
+def model_names(roots: Sequence[Path]) -> list[str]:
+    """The names of the models under ``roots``, ordered, without a look into the models.
+
+    Raises:
+        LayoutError: as ``scan``.
+    """
+    return sorted({_name_of(path) for root in _distinct(roots) for path in _model_paths(root)})
+
+
+def read_model(directory: Path) -> ModelDirectory:
+    """The model in ``directory``, wherever that lies."""
+    return _scan_model(directory, "")
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file of this name is somebody's unfinished work, to be renamed when it is whole."""
+    return name.startswith(".") or name.lower().endswith(_TEMPORARY_ENDINGS)
 
 
 def versions_to_serve(policy: VersionPolicy, available: Sequence[int]) -> tuple[int, ...]:
@@ -119,29 +144,45 @@ def _counts(entry: Path) -> bool:
     return not entry.name.startswith(".")
 
 
-def _scan_root(root: Path, config_name: str) -> list[ModelDirectory]:
+def _distinct(roots: Sequence[Path]) -> Iterable[Path]:
+    # The name comes from the path as given: a store may link model.onnx to a file of any name.
+    return {os.path.realpath(root): Path(os.path.abspath(root)) for root in roots}.values()
+
+
+def _model_paths(root: Path) -> list[Path]:
+    """Where the models of one root lie: directories, and files of the kinds that are models."""
     try:
         if root.is_file():
-            return [_single_file(root)]
+            return [root]
         if not root.exists():
             raise LayoutError(f"model repository {root} does not exist")
         entries = sorted(entry for entry in root.iterdir() if _counts(entry))
         folders = [entry for entry in entries if entry.is_dir() or _dangles(entry)]
+        files = [e for e in entries if e.name.endswith(_MODEL_ENDINGS) and e.is_file()]
     except OSError as error:
         raise LayoutError(f"cannot read model repository {root}: {error.strerror}") from error
     _refuse_model_directory(root, folders)
-    if not folders:
-        _refuse_loose_files(root, [entry.name for entry in entries])
-    return [_scan_model(folder, config_name) for folder in folders]
+    if files and not folders:
+        _refuse_version_directory(root)
+    return [*folders, *files]
+
+
+def _name_of(path: Path) -> str:
+    return _stem_name(path) if path.is_file() else path.name
+
+
+def _model(path: Path, config_name: str) -> ModelDirectory:
+    if path.is_file():
+        return ModelDirectory(_stem_name(path), path, versions=(1,), file=True)
+    return _scan_model(path, config_name)
 
 
 def _dangles(entry: Path) -> bool:
     return entry.is_symlink() and not entry.exists()
 
 
-def _single_file(path: Path) -> ModelDirectory:
-    name = _NOT_IN_A_NAME.sub("_", path.stem).strip("_.-") or "model"
-    return ModelDirectory(name, path, versions=(1,), file=True)
+def _stem_name(path: Path) -> str:
+    return _NOT_IN_A_NAME.sub("_", path.stem).strip("_.-") or "model"
 
 
 def _refuse_model_directory(root: Path, folders: Sequence[Path]) -> None:
@@ -154,20 +195,12 @@ def _refuse_model_directory(root: Path, folders: Sequence[Path]) -> None:
         )
 
 
-def _refuse_loose_files(root: Path, names: Sequence[str]) -> None:
-    """Model files without a directory each: served as a repository they would be no model."""
-    found = [name for name in names if name.endswith(_MODEL_ENDINGS)]
-    if not found:
-        return
+def _refuse_version_directory(root: Path) -> None:
     if _VERSION.fullmatch(root.name):
         raise LayoutError(
             f"{root} is one version of a model, not a model repository; "
             f"name the directory that holds the model: {root.parent.parent}"
         )
-    raise LayoutError(
-        f"{root} holds {', '.join(found[:8])} but no model's directory; name each file itself "
-        f"(-m {root / found[0]}), or move it to {root / Path(found[0]).stem / '1'}"
-    )
 
 
 def _has_versions(folder: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from penstock.client import (
     Code,
     ConnectError,
     InferError,
+    Unavailable,
 )
 from penstock.protocol import dtype as dt
 from penstock.protocol import graphpipe, oip_json
@@ -155,6 +157,29 @@ def test_models(serve: Any, wire: Any, connect: Any, protocol: str) -> None:
     )  # fmt: skip
     with pytest.raises(BadReply):
         client.models()
+
+
+def test_load_and_unload(serve: Any, wire: Any, connect: Any, protocol: str) -> None:
+    refusal = wire.status(503, b'{"error":"not under explicit control"}')
+    server = serve(wire.status(200), wire.status(200), wire.status(200), refusal)
+    client = connect(server.url, protocol=protocol)
+    assert client.load("a b") is None
+    client.load("m", config="{}", files={"1/model.onnx": b"\x00\xff\xff"})
+    client.unload("m")
+    bodies = [json.loads(request.body) for request in server.requests]
+    assert [request.target for request in server.requests] == [
+        "/v2/repository/models/a%20b/load",
+        "/v2/repository/models/m/load",
+        "/v2/repository/models/m/unload",
+    ]
+    assert bodies == [
+        {"parameters": {}},
+        {"parameters": {"config": "{}", "file:1/model.onnx": "AP//"}},
+        {"parameters": {"unload_dependents": False}},
+    ]
+    with pytest.raises(Unavailable, match="explicit control"):
+        client.load("m")
+    assert len(server.requests) == 4  # never tried again
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from penstock.client.errors import (
     DeadlineExceeded,
     StaleConnection,
 )
-from penstock.client.exchange import JSON_LENGTH, Call, Reply, json_length_of
+from penstock.client.exchange import JSON_LENGTH, Call, Files, Reply, json_length_of
 from penstock.client.flow import Flow
 from penstock.client.memory import Growing
 from penstock.client.request import DTypes, Inputs, Outputs
@@ -118,6 +118,21 @@ class AsyncClient:
     ) -> tuple[ModelStatus, ...]:
         """As ``Client.models``."""
         return await self._drive(*self._core.models(timeout))
+
+    async def load(
+        self,
+        model: str,
+        *,
+        config: str | None = None,
+        files: Files | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> None:
+        """As ``Client.load``."""
+        return await self._drive(*self._core.load(model, config, files, timeout))
+
+    async def unload(self, model: str, *, timeout: float | None = None) -> None:  # noqa: ASYNC109
+        """As ``Client.unload``."""
+        return await self._drive(*self._core.unload(model, timeout))
 
     async def is_live(self, *, timeout: float | None = None) -> bool:  # noqa: ASYNC109
         """As ``Client.is_live``."""

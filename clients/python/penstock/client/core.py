@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from penstock.client import endpoint
-from penstock.client.exchange import PROTOCOLS
+from penstock.client.exchange import PROTOCOLS, Files
 from penstock.client.flow import Flow, Flows
 from penstock.client.request import DTypes, Inputs, Outputs, RequestBuilder, timeout_checked
 from penstock.client.result import ModelStatus, Result
@@ -106,6 +106,14 @@ class Core:
     def models(self, timeout: float | None) -> tuple[Flow[tuple[ModelStatus, ...]], float]:
         deadline = self._deadline(timeout)
         return self._flows.models(deadline), deadline
+
+    def load(
+        self, model: str, config: str | None, files: Files | None, timeout: float | None
+    ) -> tuple[Flow[None], float]:
+        return self._flows.load(model, config, files or {}), self._deadline(timeout)
+
+    def unload(self, model: str, timeout: float | None) -> tuple[Flow[None], float]:
+        return self._flows.unload(model), self._deadline(timeout)
 
     def is_live(self, timeout: float | None) -> tuple[Flow[bool], float]:
         return self._flows.is_live(), self._deadline(timeout)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, Generic, NoReturn, Protocol, TypeVar
+from typing import Any, Final, Generic, NoReturn, Protocol, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -25,6 +25,8 @@ from penstock.protocol.limits import WireLimits
 from penstock.protocol.message import InferReply, InferRequest, ModelMetadata
 
 Buffer = bytes | memoryview
+Files = Mapping[str, Buffer]
+"""By path within a model's directory."""
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
@@ -135,6 +137,8 @@ class Exchange(Protocol):
     def is_live(self) -> Call[bool]: ...
     def is_ready(self, model: str | None, version: str) -> Call[bool]: ...
     def models(self) -> Call[tuple[ModelStatus, ...]]: ...
+    def load(self, model: str, config: str | None, files: Files) -> Call[None]: ...
+    def unload(self, model: str) -> Call[None]: ...
 
 
 class _Common:
@@ -161,6 +165,25 @@ class _Common:
 
     def models(self) -> Call[tuple[ModelStatus, ...]]:
         return Call(self._fixed("POST", "/v2/repository/index"), self._read_models)
+
+    def load(self, model: str, config: str | None, files: Files) -> Call[None]:
+        # msgspec writes bytes as base64, as the extension wants them.
+        parameters: dict[str, Any] = {f"file:{path}": data for path, data in files.items()}
+        if config is not None:
+            parameters["config"] = config
+        return self._change(model, "load", parameters)
+
+    def unload(self, model: str) -> Call[None]:
+        return self._change(model, "unload", {"unload_dependents": False})
+
+    def _change(self, model: str, what: str, parameters: dict[str, Any]) -> Call[None]:
+        path = f"/v2/repository/models/{_segment(model, 'model')}/{what}"
+        body = msgspec.json.encode({"parameters": parameters})
+        return Call(self._fixed("POST", path), self._read_change, (body,))
+
+    def _read_change(self, reply: Reply) -> None:
+        if reply.status != 200:
+            self._fail(reply)
 
     def _fixed(self, method: str, path: str, content_type: str = "") -> Route:
         """A route that is not kept: only inference is hot."""

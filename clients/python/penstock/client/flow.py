@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any, Final, TypeVar
 
 from penstock.client.errors import ConnectError, DeadlineExceeded
-from penstock.client.exchange import Call, Exchange
+from penstock.client.exchange import Call, Exchange, Files
 from penstock.client.result import ModelStatus, Result
 from penstock.client.retry import Retrier
 from penstock.protocol.errors import Code, InferError, PenstockError
@@ -87,6 +87,12 @@ class Flows:
 
     def models(self, deadline: float) -> Flow[tuple[ModelStatus, ...]]:
         return self._attempts(lambda _attempt, _left_s: self._exchange.models(), deadline)
+
+    def load(self, model: str, config: str | None, files: Files) -> Flow[None]:
+        yield self._exchange.load(model, config, files)
+
+    def unload(self, model: str) -> Flow[None]:
+        yield self._exchange.unload(model)
 
     def is_live(self) -> Flow[bool]:
         return self._health(self._exchange.is_live())

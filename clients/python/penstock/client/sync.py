@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from penstock.client.core import CONNECTIONS_MAX, REPLY_BYTES_MAX, TIMEOUT_S, Core
 from penstock.client.errors import StaleConnection
-from penstock.client.exchange import Call, Reply
+from penstock.client.exchange import Call, Files, Reply
 from penstock.client.flow import Flow
 from penstock.client.http1 import Connection
 from penstock.client.pool import Pool
@@ -119,6 +119,26 @@ class Client:
     def models(self, *, timeout: float | None = None) -> tuple[ModelStatus, ...]:
         """The models in the server's repository, loaded or not."""
         return self._drive(*self._core.models(timeout))
+
+    def load(
+        self,
+        model: str,
+        *,
+        config: str | None = None,
+        files: Files | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """Have the server load ``model``, or load it again; it must be under explicit control.
+
+        ``config``: a configuration as JSON instead of the one in the server's repository;
+        ``files``: by path within the model's directory (``1/model.onnx``), instead of those there.
+        Returns when the model serves. Never retried; what served before a failure still does.
+        """
+        return self._drive(*self._core.load(model, config, files, timeout))
+
+    def unload(self, model: str, *, timeout: float | None = None) -> None:
+        """Have the server unload every version of ``model``. Never retried."""
+        return self._drive(*self._core.unload(model, timeout))
 
     def is_live(self, *, timeout: float | None = None) -> bool:
         """Whether the server runs; False also if it cannot be reached. Never retried."""
