@@ -1,18 +1,8 @@
-"""NVIDIA's perf_analyzer, an unmodified Triton load generator in C++, runs clean against us.
-
-Its binary is inside an old tritonclient wheel; it is linked against CUDA's runtime (taken from
-PyPI) and Debian's libb64.
-"""
+"""NVIDIA's perf_analyzer, an unmodified Triton load generator in C++, runs clean against us."""
 
 from __future__ import annotations
 
-import csv
-import ctypes.util
 import json
-import os
-import platform
-import re
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,52 +10,41 @@ from urllib.request import urlopen
 
 import pytest
 
+from penstock.loadtest import fetched
+from penstock.loadtest.perf_analyzer import Analyzer
+from penstock.server import demo
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 Analyze = Callable[..., dict[str, float]]
 
 
 @pytest.fixture(scope="module")
-def analyzer(make_venv: Any, cannot_have: Any) -> tuple[Path, dict[str, str]]:
-    """The program and the environment variables that it needs."""
-    if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
-        pytest.skip("perf_analyzer exists for x86-64 Linux only")
-    if ctypes.util.find_library("b64") is None and not any(Path("/usr/lib").rglob("libb64.so.0d")):
-        cannot_have("perf_analyzer needs libb64: apt install libb64-0d")
-    wheels = ["tritonclient==2.41.0", "nvidia-cuda-runtime-cu12>=12.2,<13"]
-    venv: Path = make_venv("perf-analyzer", ["--no-deps", *wheels])
-    (cudart,) = venv.glob("lib/python*/site-packages/nvidia/cuda_runtime/lib/libcudart.so.12")
-    return venv / "bin" / "perf_analyzer", {**os.environ, "LD_LIBRARY_PATH": str(cudart.parent)}
+def analyzer(cannot_have: Any) -> Analyzer:
+    try:
+        return Analyzer()
+    except fetched.Unobtainable as reason:
+        cannot_have(str(reason))
 
 
 @pytest.fixture
-def analyze(
-    analyzer: tuple[Path, dict[str, str]], digits_server: Any, heldout: Any, tmp_path: Path
-) -> Analyze:
+def analyze(analyzer: Analyzer, digits_server: Any, heldout: Any, tmp_path: Path) -> Analyze:
     """Runs it on ``digits`` with held-out images; gives its report's only line."""
     images = heldout[0][:16]
     rows = [{"image": {"content": i.ravel().tolist(), "shape": [1, 8, 8]}} for i in images]
     data = tmp_path / "input.json"
     data.write_text(json.dumps({"data": rows}))
 
-    def run(concurrency: int, *flags: str) -> dict[str, float]:
-        program, environment = analyzer
-        failed = failures(digits_server.url)
-        out = tmp_path / "report.csv"
-        done = subprocess.run(
-            [
-                program, "-m", "digits", "-u", digits_server.authority, "-i", "http",
-                "--input-data", data, "--concurrency-range", str(concurrency),
-                "--measurement-mode", "count_windows", "--measurement-request-count", "200",
-                "--stability-percentage", "50", "--max-trials", "5", "-f", out, *flags,
-            ],
-            env=environment, capture_output=True, text=True, check=False, timeout=120,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert not re.search("fail|error|warn", done.stdout + done.stderr, re.IGNORECASE)
-        assert failures(digits_server.url) == failed
-        (line,) = csv.DictReader(out.read_text().splitlines())
-        return {name: float(value) for name, value in line.items() if value}
+    def run(concurrency: int, *flags: str, server: Any = digits_server) -> dict[str, float]:
+        failed = failures(server.url)
+        report = analyzer.run_flags([
+            "-m", "digits", "-u", server.authority, "-i", "http",
+            "--input-data", str(data), "--concurrency-range", str(concurrency),
+            "--measurement-mode", "count_windows", "--measurement-request-count", "200",
+            "--stability-percentage", "50", "--max-trials", "5", *flags,
+        ])  # fmt: skip
+        assert failures(server.url) == failed
+        return report.columns
 
     return run
 
@@ -88,5 +67,42 @@ def test_single_images(analyze: Analyze, concurrency: int) -> None:
     assert line["Server Compute Infer"] > 0
 
 
+@pytest.mark.parametrize("flags", [(), ("--streaming",), ("--async",)], ids=" ".join)
+def test_grpc(analyze: Analyze, digits_server: Any, flags: tuple[str, ...]) -> None:
+    where = f"127.0.0.1:{digits_server.grpc}"
+    line = analyze(4, "-i", "grpc", "-u", where, "--stability-percentage", "999", *flags)
+    assert line["Inferences/Second"] > 0
+    assert line["Server Compute Infer"] > 0
+
+
 def test_batches(analyze: Analyze) -> None:
     assert analyze(2, "-b", "8")["Inferences/Second"] > 0
+
+
+@pytest.mark.parametrize("wire", ["http", "grpc"])
+def test_tensors_in_shared_memory(analyze: Analyze, digits_server: Any, wire: str) -> None:
+    """It unregisters all, registers its regions, asks for their status, and lays tensors there."""
+    where = digits_server.authority if wire == "http" else f"127.0.0.1:{digits_server.grpc}"
+    line = analyze(
+        2, "-i", wire, "-u", where,
+        "--shared-memory", "system", "--output-shared-memory-size", "40",
+    )  # fmt: skip
+    assert line["Inferences/Second"] > 0
+    assert line["Server Compute Infer"] > 0
+
+
+@pytest.fixture(scope="module")
+def by_the_library(model_server: Any) -> Any:
+    """The same model where gRPC is served by grpcio instead of our own transport."""
+    return model_server(demo.model_repository(), "--allow-client-shm", "--grpc-transport", "grpcio")
+
+
+@pytest.mark.parametrize("memory", ["none", "system"])
+def test_grpc_by_the_library(analyze: Analyze, by_the_library: Any, memory: str) -> None:
+    flags = ["--shared-memory", memory, "--output-shared-memory-size", "40"]
+    where = f"127.0.0.1:{by_the_library.grpc}"
+    line = analyze(
+        2, "-i", "grpc", "-u", where, *flags if memory == "system" else (), server=by_the_library
+    )
+    assert line["Inferences/Second"] > 0
+    assert line["Server Compute Infer"] > 0

@@ -28,14 +28,16 @@ STOP_S_MAX = 30.0
 
 
 class ServerProcess:
-    """``http`` and ``metrics`` are base URLs (empty for what is off), ``uds`` a path."""
+    """``http`` and ``metrics`` are base URLs, ``grpc`` is host:port, empty for what is off. ``uds``
+    is a path."""
 
     def __init__(self, folder: Path, flags: tuple[str, ...], env: dict[str, str] | None) -> None:
         self.ready_file = folder / "ready.json"
         self._stdout, self._stderr = folder / "stdout", folder / "stderr"
         self.command = [
             sys.executable, "-m", "penstock.server.cli", "serve",
-            "--http-port", "0", "--metrics-port", "0", "--ready-file", str(self.ready_file), *flags,
+            "--http-port", "0", "--grpc-port", "0", "--metrics-port", "0",
+            "--ready-file", str(self.ready_file), *flags,
         ]  # fmt: skip
         with self._stdout.open("wb") as out, self._stderr.open("wb") as err:
             self.process = subprocess.Popen(
@@ -46,7 +48,7 @@ class ServerProcess:
                 env={**os.environ, **(env or {})},
             )
         self.pid = self.process.pid
-        self.http = self.metrics = self.uds = ""
+        self.http = self.metrics = self.uds = self.grpc = ""
 
     @property
     def stdout(self) -> str:
@@ -65,6 +67,7 @@ class ServerProcess:
                 assert told["pid"] == self.pid
                 self.http, self.metrics = map(_url, (told["http"], told["metrics"]))
                 self.uds = told["uds"] or ""
+                self.grpc = "" if told["grpc"] is None else f"127.0.0.1:{told['grpc']}"
                 return
             time.sleep(0.02)
         pytest.fail(f"no server (status {self.process.poll()})\n{self.stdout}\n{self.stderr}")

@@ -1,7 +1,7 @@
 """What the documents tell a reader to type really runs.
 
 A fenced block with the word ``run`` after its language is executed, in the order of the page and in
-one folder per page, against a live demo server whose ports stand in for 8000 and 8002 (9000 and
+one folder per page, against a live demo server whose ports stand in for 8000 to 8002 (9000 to
 9002 become free ports):
 
 * ``console run``: lines that begin with ``$ `` are commands, as one bash script per block; lines
@@ -84,7 +84,7 @@ def test_the_pages_have_examples() -> None:
 )
 def test_examples_run(page: Path, digits_server: Any, cannot_have: Any, tmp_path: Path) -> None:
     ports = {"8000": digits_server.http, "8002": digits_server.metrics}
-    ports |= free_ports("9000", "9002")
+    ports |= {"8001": digits_server.grpc, **free_ports("9000", "9001", "9002")}
     bin_folder = Path(sys.executable).parent
     environment = {
         **os.environ,
@@ -127,7 +127,7 @@ def adapted(script: str, ports: dict[str, int]) -> str:
         r"(?m)^(\s*penstock (?:infer|models)\b)(?!.*--url)", r"\1 --url http://127.0.0.1:8000",
         script,
     )  # fmt: skip
-    return re.sub(r"\b(8000|8002|9000|9002)\b", lambda m: str(ports[m[1]]), script)
+    return re.sub(r"\b(8000|8001|8002|9000|9001|9002)\b", lambda m: str(ports[m[1]]), script)
 
 
 def alike(printed: str, wanted: str) -> bool:

@@ -238,7 +238,7 @@ ERRORS: dict[str, tuple[Any, str, str]] = {
     ),
     "metadata": (lambda c: c.get_model_metadata("nope"), "404", "unknown model"),
     "config": (lambda c: c.get_model_config("nope"), "404", "unknown model"),
-    "not ours": (lambda c: c.get_trace_settings(), "404", "Not Found"),
+    "settings": (lambda c: c.get_trace_settings("nope"), "400", "unknown model : nope"),
     "wrong base path": (
         lambda c: http.InferenceServerClient(f"{c._parsed_url.host}:{c._parsed_url.port}/base")
         .get_server_metadata(), "404", "",

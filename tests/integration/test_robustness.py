@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from penstock.loadtest import samples
+from penstock.loadtest import corrupt_h2, samples
 from penstock.loadtest.children import Child, add_sub_gateway
 from penstock.loadtest.corrupt import Siege, besiege
 from penstock.loadtest.idle import Rest, rest_beside_load
@@ -26,6 +26,15 @@ def gateway() -> Iterator[Child]:
 async def test_corrupt_requests_are_answered_or_closed(gateway: Child) -> None:
     found = await besiege(
         Siege("127.0.0.1", gateway.port, samples.add_sub(), count=5_000, pid=gateway.pid)
+    )
+    assert found.ok, found.examples
+    assert found.attacks == 5_000
+    assert found.rss_bytes_after - found.rss_bytes_before < RSS_GROWTH_MAX
+
+
+async def test_corrupt_conversations_over_grpc_end(gateway: Child) -> None:
+    found = await corrupt_h2.besiege(
+        corrupt_h2.Siege("127.0.0.1", gateway.grpc, count=5_000, seed=7, pid=gateway.pid)
     )
     assert found.ok, found.examples
     assert found.attacks == 5_000

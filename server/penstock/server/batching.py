@@ -61,6 +61,8 @@ class BatchQueue:
       more rows than that runs alone.
     * The batch is formed when it is taken, never earlier: late arrivals still join.
     * Cancelling or expiring one job never changes another's place or result.
+    * A job may be held: it has its place among ``jobs_max`` and its deadline, but is not taken
+      before it is released.
     * At most ``jobs_max`` jobs wait. Every operation is O(1) amortised but for the O(log n) of a
       job that has a deadline.
 
@@ -68,13 +70,15 @@ class BatchQueue:
     """
 
     __slots__ = (
-        "_closed", "_dead", "_deadlines", "_levels", "_live", "_seq", "jobs_max", "rows_max",
+        "_closed", "_dead", "_deadlines", "_held", "_levels", "_live", "_seq", "jobs_max",
+        "rows_max",
     )  # fmt: skip
 
     def __init__(self, rows_max: int, jobs_max: int) -> None:
         self.rows_max = rows_max
         self.jobs_max = jobs_max
         self._levels: dict[int, _Level] = {}
+        self._held: set[Job] = set()
         self._deadlines: list[tuple[int, int, Job]] = []
         self._live = 0
         self._dead = 0
@@ -84,20 +88,39 @@ class BatchQueue:
     def __len__(self) -> int:
         return self._live
 
-    def offer(self, job: Job) -> bool:
+    @property
+    def ready(self) -> int:
+        """Jobs that could be taken now."""
+        return self._live - len(self._held)
+
+    def offer(self, job: Job, held: bool = False) -> bool:
         """Queues ``job``; False when the queue is full or closed (the job is untouched)."""
         if self._live >= self.jobs_max or self._closed:
             return False
-        level = self._levels.get(job.priority)
-        if level is None:
-            level = self._levels[job.priority] = _Level()
-            self._levels = dict(sorted(self._levels.items()))
-        level.append(job)
+        if held:
+            self._held.add(job)
+        else:
+            self._append(job)
         self._live += 1
         if job.deadline_ns:
             self._seq += 1
             heappush(self._deadlines, (job.deadline_ns, self._seq, job))
         return True
+
+    def release(self, job: Job) -> bool:
+        """Lets a held job be taken. False when it does not wait any more."""
+        if job not in self._held:
+            return False
+        self._held.remove(job)
+        self._append(job)
+        return True
+
+    def _append(self, job: Job) -> None:
+        level = self._levels.get(job.priority)
+        if level is None:
+            level = self._levels[job.priority] = _Level()
+            self._levels = dict(sorted(self._levels.items()))
+        level.append(job)
 
     def take(self, rows: int = 0) -> list[Job]:
         """Removes and returns the next batch, oldest job of the highest priority first.
@@ -139,6 +162,7 @@ class BatchQueue:
         if job.state is not State.QUEUED:
             return False
         job.state = State.DONE
+        self._held.discard(job)
         self._live -= 1
         self._died(1)
         return True
@@ -158,6 +182,7 @@ class BatchQueue:
         while (at := self.wake_at()) and at <= now_ns:
             job = heappop(self._deadlines)[2]
             job.state = State.TAKEN
+            self._held.discard(job)
             expired.append(job)
         self._live -= len(expired)
         self._died(len(expired))

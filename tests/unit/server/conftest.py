@@ -15,14 +15,20 @@ from typing import Any
 import numpy as np
 import pytest
 
+from penstock.backends import catalog
 from penstock.backends.base import ModelSource
-from penstock.backends.fake import FakeBackend, FakeSession
+from penstock.backends.fake import FakeBackend, FakeSession, artefact
 from penstock.protocol import dtype as dt
 from penstock.protocol.message import Array, InferRequest, OutputRequest, Signature, TensorSpec
 from penstock.server.admission import Admission
+from penstock.server.gateway import Gateway
 from penstock.server.job import Job
 from penstock.server.lane import Lane
+from penstock.server.model_control import ControlMode, ModelControl
+from penstock.server.model_loading import LoadOptions
+from penstock.server.models import ModelState, ModelTable
 from penstock.server.policy import LanePolicy
+from penstock.server.repository import Repository, RepositoryOptions
 
 PATIENCE_S = 10.0
 """How long a test waits for what must happen before it fails."""
@@ -266,3 +272,88 @@ def new_job() -> NewJob:
         return job
 
     return make
+
+
+class Site:
+    """A repository on disk and what was loaded from it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root / "models"
+        self.root.mkdir()
+        self.table = ModelTable()
+        self.gateway = Gateway(self.table)
+        self.fakes = FakeBackend()
+        """The catalog's backend 'fake' of this test."""
+        self.repositories: list[Repository] = []
+
+    def fake(
+        self, name: str, config: str | None = None, *, version: int = 1, **options: str
+    ) -> Path:
+        folder = self.root / name / str(version)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "model.fake").write_bytes(artefact(options))
+        return self.config(name, config)
+
+    def config(self, name: str, text: str | None) -> Path:
+        folder = self.root / name
+        folder.mkdir(exist_ok=True)
+        if text is not None:
+            (folder / "config.pbtxt").write_text(text)
+        return folder
+
+    def repository(
+        self,
+        *roots: Path,
+        load_threads: int = 2,
+        load_retries: int = 0,
+        config_name: str = "",
+        **load: Any,
+    ) -> Repository:
+        """One that is closed at the end of the test; ``load`` are ``LoadOptions``."""
+        options = LoadOptions(**{"cores": 2, **load})
+        roots = roots or (self.root,)
+        made = Repository(
+            RepositoryOptions(roots, load_threads, load_retries, config_name, options), self.table
+        )
+        self.repositories.append(made)
+        return made
+
+    async def load(self, *roots: Path, **options: Any) -> None:
+        await self.repository(*roots, **options).load_all()
+
+    async def control(self, *names: str, **options: Any) -> ModelControl:
+        """Under explicit control, with the models of these ``names`` loaded."""
+        repository = self.repository(**options)
+        await repository.load_all(names)
+        return ModelControl(repository, self.table, ControlMode.EXPLICIT)
+
+    def states(self) -> dict[tuple[str, str], ModelState]:
+        return {(entry.name, entry.version): entry.state for entry in self.table}
+
+    def reason(self, name: str, version: str = "1") -> str:
+        (entry,) = [e for e in self.table.versions(name) if e.version == version]
+        assert entry.state is ModelState.UNAVAILABLE
+        assert entry.loaded is None
+        return entry.reason
+
+    def lane(self, name: str, version: str = "") -> Lane:
+        return self.table.find(name, version).lane
+
+    async def predict(self, name: str, *arrays: Array, **fields: Any) -> Any:
+        tensors = [
+            TensorSpec(f"INPUT{i}", dt.of_numpy(a.dtype), a.shape) for i, a in enumerate(arrays)
+        ]
+        request = InferRequest(Signature(tensors), arrays, model=name, **fields)
+        return (await self.gateway.predict(request)).named()
+
+    async def close(self) -> None:
+        for repository in self.repositories:
+            await asyncio.wait_for(repository.close(), PATIENCE_S)
+
+
+@pytest.fixture
+async def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
+    site = Site(tmp_path)
+    monkeypatch.setitem(catalog._made, "fake", site.fakes)
+    yield site
+    await site.close()

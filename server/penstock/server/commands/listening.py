@@ -6,19 +6,26 @@ import errno
 import socket
 from typing import Final
 
-from penstock.server.app import ListenError
 from penstock.server.commands.failure import CommandError
+from penstock.server.ports import ListenError
 
-_FLAGS: Final = {"http": "--http-port", "metrics": "--metrics-port"}
+_FLAGS: Final = {
+    "http": "--http-port",
+    "metrics": "--metrics-port",
+    "grpc": "--grpc-port",
+    "sagemaker": "--sagemaker-port",
+}
+_SOCKETS: Final = {"uds": "--uds", "grpc-uds": "--grpc-uds"}
 _NO_PERMISSION: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def listen_failure(error: ListenError) -> CommandError:
     """What happened and what to do about it."""
-    if error.what == "uds":
+    if error.what in _SOCKETS:
         return CommandError(
             f"cannot listen on the socket {error.where}: {_socket_reason(error)}",
-            "--uds takes a path of at most 107 bytes, in a folder that this user may write to",
+            f"{_SOCKETS[error.what]} takes a path of at most 107 bytes, in a folder that this user "
+            "may write to",
         )
     flag = _FLAGS[error.what]
     message, hint = _port_failure(error, flag)

@@ -1,4 +1,4 @@
-"""``penstock models``: what a running server has, loaded or not.
+"""``penstock models``: what a running server has, loaded or not; ``load`` and ``unload`` change it.
 
 Asks over KServe v2, so it works with Triton and its like too.
 """
@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from penstock.server.commands import models_change
 from penstock.server.commands.target import add_target
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ EPILOG: Final = """\
 examples:
   penstock models
   penstock models --url unix:/run/penstock.sock
+  penstock models load digits
+  penstock models load digits --config digits.json --file 2/model.onnx=./trained.onnx
+  penstock models unload digits
   penstock models --json | jq -r '.[] | select(.state != "READY") | .name + ": " + .reason'"""
 
 
@@ -40,7 +44,7 @@ class Entry:
 def add(commands: Any) -> None:
     parser = commands.add_parser(
         "models",
-        help="list the models of a running server",
+        help="list the models of a running server, load and unload them",
         description="Lists the models of a running server: versions, states, inputs and outputs.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -49,6 +53,10 @@ def add(commands: Any) -> None:
     add_target(parser)
     parser.add_argument("--json", action="store_true", help="a JSON list, for programs")
     parser.set_defaults(run=run)
+    changes = parser.add_subparsers(
+        title="changes", metavar="CHANGE", dest="change", help="without one, models are listed"
+    )
+    models_change.add(changes)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -38,7 +38,8 @@ def raise_descriptor_limit(connections_max: int) -> None:
     if soft < wanted:
         _log.warning(
             "%d open files are allowed, too few for %d connections: raise the limit "
-            "(ulimit -Hn, LimitNOFILE=) or lower --http-max-connections",
+            "(ulimit -Hn, LimitNOFILE=) or lower --http-max-connections and "
+            "--grpc-max-connections",
             soft,
             connections_max,
         )
@@ -53,7 +54,14 @@ class ReadyFile:
     def __init__(self, path: Path | None) -> None:
         self._path = path.absolute() if path else None
 
-    def write(self, http: int | None, metrics: int | None, uds: Path | None) -> None:
+    def write(
+        self,
+        http: int | None,
+        metrics: int | None,
+        uds: Path | None,
+        grpc: int | None = None,
+        grpc_uds: Path | None = None,
+    ) -> None:
         """Puts the whole file there at once, so that nobody reads half of it.
 
         Raises:
@@ -61,8 +69,11 @@ class ReadyFile:
         """
         if self._path is None:
             return
-        socket = str(uds.absolute()) if uds else None
-        told = {"http": http, "metrics": metrics, "uds": socket, "pid": os.getpid()}
+        sockets = [str(path.absolute()) if path else None for path in (uds, grpc_uds)]
+        told = {
+            "http": http, "metrics": metrics, "uds": sockets[0],
+            "grpc": grpc, "grpc_uds": sockets[1], "pid": os.getpid(),
+        }  # fmt: skip
         draft = self._path.with_name(f".{self._path.name}.{os.getpid()}")
         try:
             draft.write_text(json.dumps(told) + "\n", encoding="ascii")

@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from penstock.protocol import dtype as dt
@@ -40,6 +41,7 @@ def report(app: App, *, as_log: bool) -> None:
         terminal_for(sys.stdout),
         default_model=default,
         example=_example(models),
+        mode=app.options.model_control_mode.value,
     )
     forgive(sys.stdout)
     try:
@@ -72,12 +74,24 @@ def addresses_of(app: App) -> Addresses:
     host = app.options.host
     host = _EVERY.get(host, f"[{host}]" if ":" in host else host)
 
-    def url(port: int | None) -> str:
-        return "" if port is None else f"http://{host}:{port}"
+    def url(port: int | None, scheme: str = "http") -> str:
+        return "" if port is None else f"{scheme}://{host}:{port}"
 
-    uds = app.options.uds
-    socket = str(uds.absolute()) if uds else ""
-    return Addresses(url(app.http_port), url(app.metrics_port), socket)
+    def socket(path: Path | None) -> str:
+        return str(path.absolute()) if path else ""
+
+    options = app.options
+    scheme = "https" if options.http_tls else "http"
+    grpc_host = options.grpc.host or options.host
+    grpc_host = _EVERY.get(grpc_host, f"[{grpc_host}]" if ":" in grpc_host else grpc_host)
+    return Addresses(
+        url(app.http_port, scheme),
+        url(app.metrics_port),
+        socket(options.uds),
+        "" if app.grpc.port is None else f"{grpc_host}:{app.grpc.port}",
+        socket(options.grpc.uds),
+        options.grpc.tls is not None,
+    )
 
 
 def _log_report(models: Sequence[ModelLine], addresses: Addresses) -> None:
@@ -88,6 +102,8 @@ def _log_report(models: Sequence[ModelLine], addresses: Addresses) -> None:
         "http": addresses.http or None,
         "metrics": addresses.metrics or None,
         "uds": addresses.socket or None,
+        "grpc": addresses.grpc or None,
+        "grpc_uds": addresses.grpc_socket or None,
         "models": [{"name": m.name, "version": m.version, "state": m.state} for m in models],
     }
     _log.info("ready", extra={"fields": fields})

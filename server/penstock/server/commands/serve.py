@@ -12,10 +12,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-from penstock.server.commands import logs, values
+from penstock.server.commands import door_flags, http_flags, logs, serve_grpc, values
 from penstock.server.commands.failure import USAGE, CommandError
 
-_NEEDED: Final = {"uvloop": "uvloop", "httptools": "httptools", "google.protobuf": "protobuf"}
+_NEEDED: Final = {
+    "uvloop": "uvloop", "httptools": "httptools", "hpack": "hpack", "google.protobuf": "protobuf"
+}  # fmt: skip
 
 DESCRIPTION: Final = """\
 Serves models over GraphPipe and KServe v2 (Triton's protocol), on one HTTP port.
@@ -47,15 +49,18 @@ nothing to serve: name a model repository, or try the demonstration
 def add(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
         "serve",
-        help="serve models over HTTP",
+        help="serve models over HTTP and gRPC",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     _add_models(parser.add_argument_group("models"))
+    _add_control(parser.add_argument_group("changes of models while serving"))
     _add_addresses(parser.add_argument_group("addresses"))
     _add_limits(parser.add_argument_group("limits", "beyond each comes an error, never a hang"))
+    http_flags.add_to(parser)
+    serve_grpc.add(parser)
     _add_life(parser.add_argument_group("start and end"))
     _add_logging(parser.add_argument_group("logging", "logs go to stderr"))
     parser.set_defaults(run=run)
@@ -74,8 +79,46 @@ def _add_models(group: Any) -> None:
         help="what GraphPipe requests to / get (default: the only model, if there is only one)",
     )  # fmt: skip
     group.add_argument(
-        "--load-threads", metavar="N", type=values.count, default=2,
+        "--load-threads", "--model-load-thread-count", metavar="N", type=values.count, default=2,
         help="models loaded at the same time (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--model-load-retry-count", metavar="N", type=values.index, default=0,
+        help="how often a model that failed to load is tried again (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--model-config-name", metavar="NAME", default="",
+        help="use configs/NAME.pbtxt in the models that have it",
+    )  # fmt: skip
+    group.add_argument(
+        "--disable-auto-complete-config", action="store_true",
+        help="refuse models whose config.pbtxt does not state every input and output",
+    )  # fmt: skip
+
+
+def _add_control(group: Any) -> None:
+    group.add_argument(
+        "--model-control-mode", choices=("none", "poll", "explicit"), default="none",
+        help="poll: look at the repository from time to time; explicit: load and unload by "
+        "request alone (default: none)",
+    )  # fmt: skip
+    group.add_argument(
+        "--load-model", metavar="NAME", action="append", default=[],
+        help="explicit: load this at the start, * is every model; may be given several times",
+    )  # fmt: skip
+    group.add_argument(
+        "--repository-poll-secs", metavar="S", type=values.positive_seconds, default=15.0,
+        help="poll: seconds between two looks (default: %(default)g)",
+    )  # fmt: skip
+    group.add_argument(
+        "--allow-code-upload", metavar="BOOL", type=values.truth, nargs="?", const=True,
+        default=False,
+        help="explicit: take model files that are programs from requests (default: ONNX only)",
+    )  # fmt: skip
+    group.add_argument(
+        "--strict-readiness", metavar="BOOL", type=values.truth, nargs="?", const=True,
+        default=False,
+        help="not ready while any model loads or failed to (default: one that serves will do)",
     )  # fmt: skip
 
 
@@ -98,6 +141,13 @@ def _add_addresses(group: Any) -> None:
     group.add_argument(
         "--uds-mode", metavar="OCTAL", type=values.file_mode, default=0o660,
         help="the socket's permissions (default: 660, owner and group)",
+    )  # fmt: skip
+    door_flags.add_to(group)
+    group.add_argument(
+        "--allow-client-shm", metavar="BOOL", type=values.truth, nargs="?", const=True,
+        default=False,
+        help="let clients pass tensors in shared memory, /dev/shm or CUDA: whoever may send "
+        "requests may then make the server read and write any of it (default: false)",
     )  # fmt: skip
 
 
@@ -154,15 +204,25 @@ def _add_logging(group: Any) -> None:
         "--log-format", choices=logs.FORMATS, default="text",
         help="json: a JSON object a line, and no start-up table (default: text)",
     )  # fmt: skip
+    group.add_argument(
+        "--trace-config", metavar="NAME=VALUE", action="append", default=[],
+        help="file=PATH, level=TIMESTAMPS|TENSORS, rate=N, count=N, log-frequency=N: trace one "
+        "request in N; clients may change all but the file (default: off)",
+    )  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> int:
     if not arguments.model_repository and not arguments.demo:
         raise CommandError(NO_MODELS, status=USAGE)
-    if arguments.http_port is None and arguments.uds is None:
+    addresses = ("http_port", "uds", "grpc_port", "grpc_uds")
+    if all(getattr(arguments, name) is None for name in addresses):
         raise CommandError(
-            "nothing to listen on: --http-port is off and there is no --uds", status=USAGE
+            "nothing to listen on: --http-port and --grpc-port are off, "
+            "and there is neither --uds nor --grpc-uds",
+            status=USAGE,
         )
+    if arguments.load_model and arguments.model_control_mode != "explicit":
+        raise CommandError("--load-model needs --model-control-mode explicit", status=USAGE)
     missing = [name for module, name in _NEEDED.items() if not _is_there(module)]
     if missing:
         raise CommandError(

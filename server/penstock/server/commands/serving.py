@@ -7,15 +7,21 @@ Knows ``app``. Must not know sockets or models. Every mistake of an operator end
 from __future__ import annotations
 
 import argparse
+import os
 
 from penstock.server import demo
-from penstock.server.app import App, ListenError, ServeOptions, run
-from penstock.server.commands import logs, process
-from penstock.server.commands.failure import CommandError
+from penstock.server.app import App, ServeOptions, run
+from penstock.server.commands import door_flags, http_flags, logs, process
+from penstock.server.commands.failure import USAGE, CommandError
 from penstock.server.commands.listening import listen_failure
+from penstock.server.commands.options_grpc import grpc_options, grpc_service_options, http_tls
 from penstock.server.commands.report import report
+from penstock.server.model_control import ControlMode
+from penstock.server.ports import ListenError
 from penstock.server.repository_layout import LayoutError
+from penstock.server.trace_settings import TraceSettings, settings_of
 from penstock.server.transport.listener import HttpLimits
+from penstock.server.transport.tls import CertificateError
 
 _LAYOUT_HINT = """\
 --model-repository takes a folder laid out as MODEL/1/model.onnx, or a model file;
@@ -30,7 +36,8 @@ def serve(arguments: argparse.Namespace) -> int:
     """
     logs.set_up(arguments.log_level, arguments.log_format)
     options = options_of(arguments)
-    process.raise_descriptor_limit(options.http.connections_max)
+    connections_max = options.http.connections_max + options.grpc.limits.connections_max
+    process.raise_descriptor_limit(connections_max)
     ready_file = process.ReadyFile(arguments.ready_file)
 
     def on_ready(app: App) -> None:
@@ -41,11 +48,15 @@ def serve(arguments: argparse.Namespace) -> int:
                 f"not every model could be loaded: {', '.join(failed)}",
                 "the reasons are above; without --exit-on-error the other models are served",
             )
-        ready_file.write(app.http_port, app.metrics_port, options.uds)
+        ready_file.write(
+            app.http_port, app.metrics_port, options.uds, app.grpc.port, options.grpc.uds
+        )
 
     try:
         with ready_file:
             run(options, on_ready)
+    except CertificateError as error:
+        raise CommandError(f"TLS: {error}") from error
     except ListenError as error:
         raise listen_failure(error) from error
     except LayoutError as error:
@@ -64,9 +75,17 @@ def options_of(arguments: argparse.Namespace) -> ServeOptions:
         metrics_port=arguments.metrics_port,
         uds=arguments.uds,
         uds_mode=arguments.uds_mode,
-        default_model=arguments.default_model,
+        default_model=door_flags.default_model(arguments, os.environ),
         queue_jobs_max=arguments.queue_max,
         load_threads=arguments.load_threads,
+        model_control_mode=ControlMode(arguments.model_control_mode),
+        repository_poll_s=arguments.repository_poll_secs,
+        load_models=tuple(dict.fromkeys(arguments.load_model)),
+        model_load_retries=arguments.model_load_retry_count,
+        model_config_name=arguments.model_config_name,
+        complete_configs=not arguments.disable_auto_complete_config,
+        allow_code_upload=arguments.allow_code_upload,
+        strict_readiness=arguments.strict_readiness,
         shutdown_delay_s=arguments.shutdown_delay_s,
         exit_timeout_s=arguments.exit_timeout_s,
         http=HttpLimits(
@@ -77,4 +96,19 @@ def options_of(arguments: argparse.Namespace) -> ServeOptions:
             read_timeout_s=arguments.http_read_timeout_s,
             write_timeout_s=arguments.http_write_timeout_s,
         ),
+        http_front=http_flags.options_of(arguments),
+        sagemaker_port=arguments.sagemaker_port,
+        doors=door_flags.options_of(arguments, os.environ),
+        http_tls=http_tls(arguments),
+        grpc=grpc_options(arguments),
+        grpc_service=grpc_service_options(arguments),
+        allow_client_shm=arguments.allow_client_shm,
+        trace=_trace(arguments.trace_config),
     )
+
+
+def _trace(parts: list[str]) -> TraceSettings:
+    try:
+        return settings_of(parts)
+    except ValueError as error:
+        raise CommandError(f"--trace-config: {error}", status=USAGE) from None

@@ -49,11 +49,14 @@ class ModelLine:
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Base URLs and the socket's path; empty for what is off."""
+    """Base URLs and sockets' paths; empty for what is off. ``grpc`` is ``host:port``."""
 
     http: str = ""
     metrics: str = ""
     socket: str = ""
+    grpc: str = ""
+    grpc_socket: str = ""
+    grpc_tls: bool = False
 
 
 def startup_lines(
@@ -63,8 +66,10 @@ def startup_lines(
     *,
     default_model: str = "",
     example: Mapping[str, Sequence[float]] | None = None,
+    mode: str = "none",
 ) -> list[str]:
-    """The whole text; ``example`` are values for the inputs of the first ready model."""
+    """The whole text; ``example`` are values for the inputs of the first ready model, ``mode``
+    that of model control."""
     lines = _models_lines(models, terminal)
     lines += [""] * bool(lines)
     lines += _address_lines(models, addresses, default_model)
@@ -77,10 +82,24 @@ def startup_lines(
             base, first.name, first.inputs, first.outputs, socket=socket, example=example
         )
         lines.append(f"  {line}")
-    return lines + problem_lines(models, terminal)
+    return lines + problem_lines(models, terminal, mode)
 
 
-def problem_lines(models: Sequence[ModelLine], terminal: Terminal) -> list[str]:
+_EMPTY: Final = {
+    "none": (
+        "NO MODELS: the repository is empty",
+        "put each model at REPOSITORY/MODEL/1/model.onnx and start again",
+    ),
+    "poll": (
+        "NO MODELS YET: the repository is empty",
+        "put each model at REPOSITORY/MODEL/1/model.onnx; it is loaded once it is whole",
+    ),
+    "explicit": ("NO MODELS YET: none is loaded", "penstock models load MODEL"),
+}
+"""By the mode of model control: what is the matter, and what to do."""
+
+
+def problem_lines(models: Sequence[ModelLine], terminal: Terminal, mode: str) -> list[str]:
     """What the operator should know of: models that are not served, settings without effect."""
     lines = []
     for model in models:
@@ -94,11 +113,9 @@ def problem_lines(models: Sequence[ModelLine], terminal: Terminal) -> list[str]:
     if notes:
         lines += ["", *(terminal.paint(note, "yellow") for note in dict.fromkeys(notes))]
     if not models:
-        text = "NO MODELS: the repository is empty"
-        lines += ["", terminal.paint(text, "red")]
-        lines.append(
-            "  What to do: put each model at REPOSITORY/MODEL/1/model.onnx and start again"
-        )
+        text, advice = _EMPTY[mode]
+        lines += ["", terminal.paint(text, "red" if mode == "none" else "yellow")]
+        lines.append(f"  What to do: {advice}")
     return lines
 
 
@@ -144,6 +161,10 @@ def _address_lines(
     if default_model in names or (not default_model and len({m.name for m in models}) == 1):
         lines += [f"GraphPipe  {base}/  (default model: {default_model or n})" for n in names[:1]]
     lines += [f"KServe v2  {base}/v2/models/{path}/infer" for path in paths]
+    if addresses.grpc:
+        lines.append(f"gRPC       {addresses.grpc}{' (TLS)' if addresses.grpc_tls else ''}")
+    if addresses.grpc_socket:
+        lines.append(f"gRPC       unix:{addresses.grpc_socket}")
     if addresses.metrics:
         lines.append(f"Metrics    {addresses.metrics}/metrics")
     if addresses.socket:

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from typing import Final
 
 from penstock.protocol.errors import Code, InferError
 from penstock.server.http_seam import Buffer
 
+DECOMPRESSED_BYTES_MAX: Final = 64 * 1024**2
+"""As Triton's default: a small body may not become an unbounded one."""
+COMPRESSED_BYTES_MIN: Final = 1024
+"""Smaller replies fit a packet as they are. Many clients accept gzip without asking anybody, and
+compressing a few numbers costs as much time as inferring them."""
+COMPRESSED_BYTES_MAX: Final = 1024**2
+"""Larger ones would hold up the event loop: tens of milliseconds for each MiB."""
 _LEVEL = 1  # Tensors compress little; anything beyond the fastest level is wasted time.
 
 

@@ -17,6 +17,7 @@ from penstock.protocol.errors import Code, InferError, PenstockError
 from penstock.protocol.limits import DEFAULT, WireLimits
 from penstock.protocol.message import ModelMetadata
 from penstock.server.front.failure import failure
+from penstock.server.front.operation import BINARY, Operation, json_operation, ref
 from penstock.server.front.routes import Routes
 from penstock.server.gateway import Gateway
 from penstock.server.http_seam import (
@@ -31,6 +32,22 @@ from penstock.server.job import Job
 
 GRAPHPIPE: Final = "application/x-graphpipe"
 
+_NAMED: Final = (400, 404, 503)
+_INFER: Final = Operation(
+    "inference",
+    "GraphPipe: runs a model, or tells of it",
+    {GRAPHPIPE: BINARY},
+    {GRAPHPIPE: BINARY},
+    (400, 404, 413, 500, 501, 503, 504),
+    details="A GraphPipe frame in, a GraphPipe frame out.",
+)
+_DESCRIBE: Final = json_operation(
+    "metadata", "The model, its inputs and outputs", ref("GraphpipeMetadata"), errors=_NAMED
+)
+_TOLD: Final = {"text/plain": {"type": "string"}}
+_READY: Final = Operation("health", "Whether the server should get requests", _TOLD, errors=(503,))
+_ALIVE: Final = Operation("health", "Whether the server runs", _TOLD)
+
 
 class GraphpipeFront:
     """The GraphPipe endpoints of one gateway. ``server`` is what metadata calls this server."""
@@ -44,11 +61,12 @@ class GraphpipeFront:
     def add_to(self, routes: Routes) -> None:
         for path in ("/", "/graphpipe", "/graphpipe/{model}", "/graphpipe/{model}/{version}"):
             # Legacy clients POST; the reference server takes any method but GET.
-            routes.add("POST", path, self.infer, _target)
-            routes.add("PUT", path, self.infer, _target)
-            routes.add("GET", path, self.describe, _target)
-        routes.add("GET", "/control/is_ready", self.is_ready)
-        routes.add("GET", "/control/is_alive", self.is_alive)
+            routes.add("POST", path, self.infer, _target, _INFER)
+            routes.add("PUT", path, self.infer, _target, _INFER)
+            describe = self.describe if path != "/" else self.describe_root
+            routes.add("GET", path, describe, _target, _DESCRIBE)
+        routes.add("GET", "/control/is_ready", self.is_ready, describe=_READY)
+        routes.add("GET", "/control/is_alive", self.is_alive, describe=_ALIVE)
 
     def infer(self, responder: Responder, head: RequestHead, body: Buffer) -> Cancellable | None:
         form: Any = graphpipe.LEGACY
@@ -88,8 +106,15 @@ class GraphpipeFront:
         except InferError as error:
             _refuse(responder, error, graphpipe.LEGACY)
             return
-        document = msgspec.json.encode(graphpipe.metadata_json(metadata))
-        responder.reply(200, JSON, (msgspec.json.format(document, indent=4) + b"\n",))
+        _tell(responder, graphpipe.metadata_json(metadata))
+
+    def describe_root(self, responder: Responder, head: RequestHead, body: Buffer) -> None:
+        """As ``describe``, with what KServe's v1 clients take for life; also if nothing serves."""
+        try:
+            known = graphpipe.metadata_json(self._metadata("", ""))
+        except InferError:
+            known = {}
+        _tell(responder, {"status": "alive", **known})
 
     def _metadata(self, model: str, version: str) -> ModelMetadata:
         return replace(self._gateway.models.find(model, version).metadata, server=self._server)
@@ -103,6 +128,11 @@ class GraphpipeFront:
 
 def _target(head: RequestHead, captured: Mapping[str, str]) -> tuple[str, str]:
     return captured.get("model", ""), captured.get("version", "")
+
+
+def _tell(responder: Responder, document: Mapping[str, object]) -> None:
+    text = msgspec.json.format(msgspec.json.encode(document), indent=4)
+    responder.reply(200, JSON, (text + b"\n",))
 
 
 def _say(responder: Responder, good: bool, otherwise: str) -> None:

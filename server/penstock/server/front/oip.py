@@ -2,124 +2,210 @@
 
 Knows the JSON codec and how its JSON length travels. The other documents of the protocol are in
 ``oip_admin``.
+
+Messages that would hold up the event loop (large JSON, large or compressed bodies) are decoded and
+encoded on threads; see ``oip_codecs`` for where that begins. Whatever came in a small and plain
+message stays on the straight way.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from time import monotonic_ns
 from typing import Final
 
 from penstock.protocol import oip_json
 from penstock.protocol.errors import Code, InferError, PenstockError, ProtocolError
 from penstock.protocol.limits import DEFAULT, WireLimits
-from penstock.protocol.message import InferRequest
-from penstock.server.front.compression import accepted, compress, decompress
+from penstock.protocol.message import InferReply, InferRequest, Regions
+from penstock.protocol.oip_json import ALL_BINARY
+from penstock.protocol.oip_region import NO_REGIONS
+from penstock.server.front.compression import decompress
 from penstock.server.front.failure import failure
+from penstock.server.front.offload import Offload
+from penstock.server.front.oip_codecs import (
+    INLINE_CODED_BYTES_MAX,
+    INLINE_JSON_BYTES_MAX,
+    Encoded,
+    LargeCodecs,
+    is_large,
+    packed,
+)
+from penstock.server.front.oip_operations import INFER
 from penstock.server.front.routes import Routes
+from penstock.server.front.target import Target
 from penstock.server.gateway import Gateway
 from penstock.server.http_seam import JSON, OCTETS, Buffer, Cancellable, RequestHead, Responder
 from penstock.server.job import Job
+from penstock.server.stream_lane import DecoupledModelError
 
 _LENGTH: Final = b"Inference-Header-Content-Length: %d\r\n"
-DECOMPRESSED_BYTES_MAX: Final = 64 * 1024**2
-"""As Triton's default: a small body may not become an unbounded one."""
-COMPRESSED_BYTES_MIN: Final = 1024
-"""Smaller replies fit a packet as they are. Many clients accept gzip without asking anybody, and
-compressing a few numbers costs as much time as inferring them."""
-COMPRESSED_BYTES_MAX: Final = 1024**2
-"""Larger ones would hold up the event loop: tens of milliseconds for each MiB."""
-
-
-class Target:
-    """What a head says about an inference request: whom it is for and how it is encoded.
-
-    ``json_length`` is None where the whole body is JSON, 0 where it is the raw input, -1 where the
-    header is not a number.
-    """
-
-    __slots__ = ("accepts", "coding", "json_length", "model", "version")
-
-    def __init__(self, head: RequestHead, captured: Mapping[str, str]) -> None:
-        self.model = captured["model"]
-        self.version = captured.get("version", "")
-        raw = head.headers.get(b"inference-header-content-length")
-        self.json_length = None if raw is None else _length(raw)
-        self.coding = head.headers.get(b"content-encoding", b"").lower()
-        if self.coding == b"identity":
-            self.coding = b""
-        self.accepts = accepted(head.headers.get(b"accept-encoding", b""))
-
-
-def _length(raw: bytes) -> int:
-    return int(raw) if raw.isdigit() and len(raw) < 11 else -1
+_DECOUPLED: Final = "HTTP end point doesn't support models with decoupled transaction policy"
 
 
 class OipFront:
-    """The inference endpoints of one gateway."""
+    """The inference endpoints of one gateway.
 
-    def __init__(self, gateway: Gateway, limits: WireLimits = DEFAULT) -> None:
+    ``regions`` is the memory that clients share, ``forward`` matches the headers that become
+    parameters of their request.
+    """
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        limits: WireLimits = DEFAULT,
+        regions: Regions = NO_REGIONS,
+        forward: re.Pattern[str] | None = None,
+        offload: Offload | None = None,
+    ) -> None:
         self._gateway = gateway
-        self._decoder = oip_json.RequestDecoder(limits)
+        self._limits = limits
+        self._decoder = oip_json.RequestDecoder(limits, regions)
         self._encoder = oip_json.ReplyEncoder()
+        self._forward = forward
+        self._offload = offload or Offload()
+        self._large = LargeCodecs(limits)
 
     def add_to(self, routes: Routes) -> None:
         for path in ("/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer"):
-            routes.add("POST", path, self.infer, Target)
+            routes.add("POST", path, self.infer, self._target, INFER)
+
+    def _target(self, head: RequestHead, captured: Mapping[str, str]) -> Target:
+        return Target(head, captured, self._forward)
 
     def infer(self, responder: Responder, head: RequestHead, body: Buffer) -> Cancellable | None:
         target: Target = head.memo
         try:
-            if target.coding:
-                body = decompress(body, target.coding, DECOMPRESSED_BYTES_MAX)
             length = target.json_length
-            if length is None or length > 0:
-                request = self._decoder.decode(body, length, target.model)
-            else:
-                request = self._raw(target, body)
+            if target.odd or (len(body) if length is None else length) > INLINE_JSON_BYTES_MAX:
+                return self._infer_oddly(responder, target, body)
+            request = self._decode(target, body)
             request.model = target.model
             request.version = target.version
-            done = self._done_compressed if target.accepts else self._done
-            context = (responder, target.accepts) if target.accepts else responder
-            return self._gateway.infer(request, done, context)
+            if target.accepts:
+                return self._gateway.infer(request, self._done_accepting, (responder, target))
+            return self._gateway.infer(request, self._done, responder)
         except Exception as error:
-            refuse(responder, failure(error))
+            refuse(responder, _in_words(error))
             return None
 
-    def _raw(self, target: Target, body: Buffer) -> InferRequest:
-        if target.json_length != 0:
-            raise ProtocolError("Inference-Header-Content-Length is not a length")
+    def _decode(self, target: Target, body: Buffer) -> InferRequest:
+        length = target.json_length
+        if length != 0:
+            return self._decoder.decode(body, length, target.model)
         loaded = self._gateway.models.find(target.model, target.version)
         batched = loaded.lane.admission.rows_max > 0
         return oip_json.decode_raw(body, loaded.metadata.inputs, target.model, batched=batched)
 
     def _done(self, job: Job) -> None:
-        reply = job.reply
+        reply, request = job.reply, job.request
         if reply is None:
             refuse(job.context, job.error)
             return
         try:
-            buffers, length = self._encoder.encode(reply, job.request.signature.form)
+            form = request.signature.form
+            if form is not ALL_BINARY and not request.targets and is_large(reply):
+                self._answer_aside(job.context, reply, form)
+                return
+            buffers, length = self._encoder.encode(reply, form, request.targets)
         except Exception as error:
             refuse(job.context, failure(error))
             return
         _answer(job.context, buffers, length)
 
-    def _done_compressed(self, job: Job) -> None:
-        responder, coding = job.context
-        reply = job.reply
+    def _done_accepting(self, job: Job) -> None:
+        """As ``_done``, for a client that takes compressed replies."""
+        responder, target = job.context
+        reply, request = job.reply, job.request
         if reply is None:
             refuse(responder, job.error)
             return
         try:
-            buffers, length = self._encoder.encode(reply, job.request.signature.form)
-            fields = b""
-            if COMPRESSED_BYTES_MIN <= sum(map(len, buffers)) <= COMPRESSED_BYTES_MAX:
-                buffers = [compress(buffers, coding)]
-                fields = b"Content-Encoding: %b\r\n" % coding
+            form = request.signature.form
+            if not request.targets and is_large(reply):
+                self._answer_aside(responder, reply, form, target.accepts)
+                return
+            encoded = self._encoder.encode(reply, form, request.targets)
+            answer = packed(*encoded, target.accepts)
         except Exception as error:
             refuse(responder, failure(error))
             return
-        _answer(responder, buffers, length, fields)
+        _answer(responder, *answer)
+
+    # ------------------------------------------------------------------ large and rare messages
+
+    def _infer_oddly(self, responder: Responder, target: Target, body: Buffer) -> Cancellable:
+        if target.fault:
+            raise ProtocolError(target.fault)
+        deadline_ns = monotonic_ns() + target.timeout_ns if target.timeout_ns else 0
+        if target.coding:
+            if len(body) > INLINE_CODED_BYTES_MAX:
+                return self._infer_aside(responder, target, body, deadline_ns)
+            body = decompress(body, target.coding, self._limits.json_bytes_max)
+        elif target.json_length != 0:
+            size = len(body) if target.json_length is None else target.json_length
+            if size > INLINE_JSON_BYTES_MAX:
+                return self._infer_aside(responder, target, body, deadline_ns)
+        return self._submit(responder, target, self._decode(target, body), deadline_ns)
+
+    def _submit(
+        self, responder: Responder, target: Target, request: InferRequest, deadline_ns: int
+    ) -> Job:
+        target.address(request)
+        if target.accepts:
+            context = (responder, target)
+            return self._gateway.infer(request, self._done_accepting, context, deadline_ns)
+        return self._gateway.infer(request, self._done, responder, deadline_ns)
+
+    def _infer_aside(
+        self, responder: Responder, target: Target, body: Buffer, deadline_ns: int
+    ) -> Cancellable:
+        """Decodes on a thread; what that gives back undecoded is decoded here after all."""
+
+        def decoded(result: InferRequest | Buffer, error: Exception | None) -> None:
+            try:
+                if error is not None:
+                    raise error
+                if not isinstance(result, InferRequest):
+                    result = self._decode(target, result)
+                pending.now = self._submit(responder, target, result, deadline_ns)
+            except Exception as fault:
+                refuse(responder, _in_words(fault))
+
+        large = self._large
+        pending = _Pending(self._offload.run(lambda: large.decode(target, body), decoded))
+        return pending
+
+    def _answer_aside(
+        self, responder: Responder, reply: InferReply, form: object, coding: bytes = b""
+    ) -> None:
+        def encoded(answer: Encoded, error: Exception | None) -> None:
+            if error is not None:
+                refuse(responder, failure(error))
+            else:
+                _answer(responder, *answer)
+
+        large = self._large
+        self._offload.run(lambda: large.encode(reply, form, coding), encoded, owed=True)
+
+
+class _Pending:
+    """A request that is being decoded, and then a job."""
+
+    __slots__ = ("now",)
+
+    def __init__(self, now: Cancellable) -> None:
+        self.now = now
+
+    def cancel(self) -> None:
+        self.now.cancel()
+
+
+def _in_words(error: Exception) -> PenstockError:
+    if isinstance(error, DecoupledModelError):
+        return InferError(Code.UNIMPLEMENTED, _DECOUPLED)
+    return failure(error)
 
 
 def _answer(
@@ -140,4 +226,6 @@ def refuse(responder: Responder, error: PenstockError | None) -> None:
     if error.code.retryable:
         fields += b"Retry-After: 1\r\n"
     body = oip_json.encode_error(error.message)
-    responder.reply(error.code.http_status, JSON, (body,), fields)
+    # Triton's clients know no conflict: what is there already is a bad request.
+    status = 400 if error.code is Code.ALREADY_EXISTS else error.code.http_status
+    responder.reply(status, JSON, (body,), fields)

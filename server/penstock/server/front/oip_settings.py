@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from penstock.protocol.errors import Code, InferError
+from penstock.server.front import oip_operations as told
 from penstock.server.front.json_endpoint import answering, json_object
 from penstock.server.front.routes import Routes
 from penstock.server.gateway import Gateway
@@ -17,10 +18,10 @@ def trace_model(gateway: Gateway, model: str) -> str:
     """``model`` itself, which may be empty for the server.
 
     Raises:
-        InferError: NOT_FOUND, in the words of Triton's trace settings.
+        InferError: INVALID_ARGUMENT, in the words of Triton's trace settings.
     """
     if model and not gateway.models.versions(model):
-        raise InferError(Code.NOT_FOUND, f"Request for unknown model : {model} is not found")
+        raise InferError(Code.INVALID_ARGUMENT, f"Request for unknown model : {model}")
     return model
 
 
@@ -34,10 +35,11 @@ class OipSettingsFront:
 
     def add_to(self, routes: Routes) -> None:
         for path in ("/v2/trace/setting", "/v2/models/{model}/trace/setting"):
-            routes.add("GET", path, answering(self._trace), _model)
-            routes.add("POST", path, answering(self._update_trace), _model)
-        routes.add("GET", "/v2/logging", answering(self._logging))
-        routes.add("POST", "/v2/logging", answering(self._update_logging))
+            routes.add("GET", path, answering(self._trace), _model, told.TRACE)
+            routes.add("POST", path, answering(self._update_trace), _model, told.UPDATE_TRACE)
+        path = "/v2/logging"
+        routes.add("GET", path, answering(self._logging), describe=told.LOGGING)
+        routes.add("POST", path, answering(self._update_logging), describe=told.UPDATE_LOGGING)
 
     def _trace(self, head: RequestHead, body: Buffer) -> object:
         return self._traces.document(trace_model(self._gateway, head.memo))

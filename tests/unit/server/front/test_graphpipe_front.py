@@ -167,13 +167,22 @@ async def test_metadata_by_head(served: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "status"), [("/graphpipe/nope", 404), ("/graphpipe/gone", 503), ("/", 404)]
+    ("path", "status"), [("/graphpipe/nope", 404), ("/graphpipe/gone", 503), ("/graphpipe", 404)]
 )
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 async def test_no_metadata(served: Any, method: str, path: str, status: int) -> None:
     reply = await served.ask(method, path)
     assert reply.status == status
     assert reply.headers["penstock-code"]
+
+
+async def test_the_root_is_alive_whatever_is_served(served: Any, serve: Any) -> None:
+    """KServe's v1 client asks there."""
+    assert await served.json("GET", "/") == {"status": "alive"}
+    one = await serve({"add/1": {"kind": "add_sub"}})
+    document = await one.json("GET", "/")
+    assert set(document) == KEYS | {"status"}
+    assert (document["Name"], document["status"]) == ("add", "alive")
 
 
 async def test_metadata_by_frame(served: Any) -> None:

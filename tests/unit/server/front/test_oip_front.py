@@ -13,7 +13,8 @@ import pytest
 
 from penstock.protocol import oip_json
 from penstock.protocol.errors import Code
-from penstock.server.front import oip
+from penstock.server.front import oip_codecs
+from penstock.server.front.compression import DECOMPRESSED_BYTES_MAX
 
 URL = "/v2/models/add/infer"
 ROW = np.arange(16, dtype=np.int32).reshape(1, 16)
@@ -223,8 +224,8 @@ async def test_a_bug_is_answered_in_json(
         raise RuntimeError("secret")
 
     if where == "compress":
-        monkeypatch.setattr(oip, "COMPRESSED_BYTES_MIN", 1)
-        monkeypatch.setattr(oip, "compress", broken)
+        monkeypatch.setattr(oip_codecs, "COMPRESSED_BYTES_MIN", 1)
+        monkeypatch.setattr(oip_codecs, "compress", broken)
     else:
         owner = oip_json.RequestDecoder if where == "decode" else oip_json.ReplyEncoder
         monkeypatch.setattr(owner, where, broken)
@@ -276,8 +277,8 @@ async def test_small_replies_are_not_worth_compressing(served: Any) -> None:
 async def test_compressing_large_replies_would_hold_up_the_loop(
     served: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(oip, "COMPRESSED_BYTES_MIN", 1)
-    monkeypatch.setattr(oip, "COMPRESSED_BYTES_MAX", 8)
+    monkeypatch.setattr(oip_codecs, "COMPRESSED_BYTES_MIN", 1)
+    monkeypatch.setattr(oip_codecs, "COMPRESSED_BYTES_MAX", 8)
     reply = await served.ask("POST", URL, as_json(), {"Accept-Encoding": "gzip"})
     check_added(reply)
     assert "content-encoding" not in reply.headers
@@ -300,7 +301,7 @@ async def test_identity_is_no_coding(served: Any) -> None:
 
 @pytest.mark.parametrize("coding", CODINGS)
 async def test_a_bomb(served: Any, coding: str) -> None:
-    bomb = CODINGS[coding][0](bytes(oip.DECOMPRESSED_BYTES_MAX + 1))
+    bomb = CODINGS[coding][0](bytes(DECOMPRESSED_BYTES_MAX + 1))
     await check_refused(served, URL, bomb, {"Content-Encoding": coding}, 413, "decompressed")
 
 

@@ -37,7 +37,7 @@ async def test_trace_settings_of_the_server_and_a_model(settings):
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "text"),
     [
-        ("GET", "/v2/models/nope/trace/setting", b"", 404, "Request for unknown model : nope"),
+        ("GET", "/v2/models/nope/trace/setting", b"", 400, "Request for unknown model : nope"),
         ("GET", "/v2/models/add/versions/1/trace/setting", b"", 404, "Not Found"),
         ("POST", "/v2/trace/setting", b'{"trace_level":"X"}', 400, "'X'"),
         ("POST", "/v2/trace/setting", b'{"trace_file":"x"}', 501, "network protocol"),
