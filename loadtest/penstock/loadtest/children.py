@@ -29,10 +29,11 @@ _ADD_SUB = 'name: "add_sub"\nbackend: "onnxruntime"\nmax_batch_size: 64\ndynamic
 
 @dataclass(frozen=True, slots=True)
 class Child:
-    """A running server."""
+    """A running server; ``grpc`` is 0 where it does not listen for that."""
 
     pid: int
     port: int
+    grpc: int = 0
 
 
 def leave_on_sigterm() -> None:
@@ -68,11 +69,12 @@ def gateway(models: Path, *flags: str) -> Iterator[Child]:
         command = [
             sys.executable, "-m", "penstock.server.cli", "serve",
             "--model-repository", str(models), "--host", "127.0.0.1",
-            "--http-port", "0", "--metrics-port", "0", "--ready-file", str(ready), *flags,
+            "--http-port", "0", "--grpc-port", "0", "--metrics-port", "0",
+            "--ready-file", str(ready), *flags,
         ]  # fmt: skip
         with log.open("wb") as out, _process(command, stdout=out, stderr=out) as process:
             told = _wait_ready(process, ready, log)
-            yield Child(told["pid"], told["http"])
+            yield Child(told["pid"], told["http"], told.get("grpc") or 0)
 
 
 @contextmanager
