@@ -44,11 +44,15 @@ fix: $(STAMP) ## Repair what ruff can repair, and format
 bench: $(STAMP) ## Measure the gateway as ratios that hold on any machine (ARGS=--quick: a minute)
 	@exec $(BIN)/python -m penstock.loadtest.bench $(ARGS)
 
+table: $(STAMP) ## Penstock beside a real Triton, by NVIDIA's load generator (40 minutes)
+	@exec $(BIN)/python -m penstock.loadtest.table $(ARGS)
+
 soak: $(STAMP) ## 10,000 idle connections beside load (IDLE=n: fewer)
 	@ulimit -n "$$(ulimit -Hn)"; exec $(BIN)/python -m penstock.loadtest.idle --idle $(IDLE) $(ARGS)
 
-fuzz: $(STAMP) ## 100,000 corrupt requests (COUNT=n: fewer)
-	@exec $(BIN)/python -m penstock.loadtest.corrupt --count $(COUNT) $(ARGS)
+fuzz: $(STAMP) ## 100,000 corrupt requests over HTTP/1.1, and as many over gRPC (COUNT=n: fewer)
+	@$(BIN)/python -m penstock.loadtest.corrupt --count $(COUNT) $(ARGS)
+	@exec $(BIN)/python -m penstock.loadtest.corrupt_h2 --count $(COUNT) $(ARGS)
 
 clean: ## Remove .venv and everything that was built or cached
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
@@ -71,4 +75,4 @@ $(STAMP): pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
-.PHONY: help install run test test-fast check fix bench soak fuzz clean
+.PHONY: help install run test test-fast check fix bench table soak fuzz clean
