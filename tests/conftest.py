@@ -7,6 +7,7 @@ developer's machine and fails where ``CI`` is set.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -37,6 +38,7 @@ class Served:
     http: int
     metrics: int
     pid: int
+    grpc: int
 
     @property
     def url(self) -> str:
@@ -51,11 +53,32 @@ class Served:
 def digits_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """``digits`` on free ports, shared by all tests; it must end in order."""
     folder = tmp_path_factory.mktemp("demo-server")
+    # Regions in shared memory are for perf_analyzer.
+    with _serving(folder, demo.model_repository(), "--allow-client-shm") as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def model_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Served]]:
+    """``model_server(repository, *flags)`` serves other models until the module's tests are over;
+    it must end in order too."""
+    with contextlib.ExitStack() as servers:
+
+        def start(repository: Path, *flags: str) -> Served:
+            folder = tmp_path_factory.mktemp("model-server")
+            return servers.enter_context(_serving(folder, repository, *flags))
+
+        yield start
+
+
+@contextlib.contextmanager
+def _serving(folder: Path, repository: Path, *flags: str) -> Iterator[Served]:
     ready, log = folder / "ready.json", folder / "log"
     command = [
         sys.executable, "-m", "penstock.server.cli", "serve",
-        "--model-repository", str(demo.model_repository()), "--host", "127.0.0.1",
-        "--http-port", "0", "--metrics-port", "0", "--ready-file", str(ready),
+        "--model-repository", str(repository), "--host", "127.0.0.1",
+        "--http-port", "0", "--grpc-port", "0", "--metrics-port", "0",
+        "--ready-file", str(ready), *flags,
     ]  # fmt: skip
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out, stdin=subprocess.DEVNULL)
@@ -77,7 +100,7 @@ def _await_ready(process: subprocess.Popen[bytes], ready: Path, log: Path) -> Se
         except (FileNotFoundError, ValueError):  # not there yet, or half written
             time.sleep(0.05)
         else:
-            return Served(told["http"], told["metrics"], told["pid"])
+            return Served(told["http"], told["metrics"], told["pid"], told["grpc"])
     pytest.fail(f"the server did not get ready ({process.poll()}):\n{log.read_text()[-4000:]}")
 
 
@@ -129,3 +152,36 @@ def install() -> Callable[..., None]:
 def cannot_have() -> Callable[[str], NoReturn]:
     """``cannot_have(reason)``: see ``unobtainable``."""
     return unobtainable
+
+
+@pytest.fixture(scope="session")
+def make_pki(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+    """Makes a folder with ca.pem, and server.pem for localhost and client.pem signed by it, and
+    their keys."""
+    if shutil.which("openssl") is None:
+        unobtainable("NOT TESTED: TLS needs the openssl command to make certificates")
+
+    def make() -> Path:
+        folder = tmp_path_factory.mktemp("pki")
+        (folder / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
+
+        def openssl(*arguments: str) -> None:
+            subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
+
+        key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+        openssl("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-days", "2",
+                "-subj", "/CN=an authority")  # fmt: skip
+        for name in ("server", "client"):
+            openssl("req", *key, "-keyout", f"{name}.key", "-out", f"{name}.csr",
+                    "-subj", f"/CN={name}")  # fmt: skip
+            openssl("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key",
+                    "-out", f"{name}.pem", "-days", "2", "-extfile", "names")  # fmt: skip
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def pki(make_pki: Callable[[], Path]) -> Path:
+    """One such folder."""
+    return make_pki()

@@ -78,8 +78,11 @@ def write_request(
     names: list[bytes],
     tensors: list[tuple[int, tuple[int, ...], bytes | list[bytes]]],
     outputs: list[bytes],
+    *,
+    bare: bool = False,
     **options: bool,
 ) -> bytes:
+    """``bare``: the InferRequest is the root, as over gRPC, without a Request around it."""
     w = Writer(**options)
     parts = (
         w.text(config),
@@ -93,10 +96,21 @@ def write_request(
     fb.InferRequestAddInputTensors(w, parts[2])
     fb.InferRequestAddOutputNames(w, parts[3])
     infer = fb.InferRequestEnd(w)
+    if bare:
+        return w.done(infer)
     fb.RequestStart(w)
     fb.RequestAddReqType(w, fb.Req.InferRequest)
     fb.RequestAddReq(w, infer)
     return w.done(fb.RequestEnd(w))
+
+
+def write_bare_metadata_request(config: bytes = b"") -> bytes:
+    w = Writer()
+    text = w.text(config) if config else None
+    w.StartObject(1)
+    if text is not None:
+        w.PrependUOffsetTRelativeSlot(0, text, 0)
+    return w.done(w.EndObject())
 
 
 def write_reply(
