@@ -228,8 +228,13 @@ def test_serve_from_start_to_end(start_server: Any) -> None:
     server = start_server("--demo")
     with urlopen(f"{server.http}/v2/health/ready", timeout=10) as reply:
         assert reply.status == 200
-    with urlopen(f"{server.metrics}/metrics", timeout=10) as reply:
-        assert b"nv_inference_count" in reply.read()
+    grpc = pytest.importorskip("grpc", reason="NOT TESTED: counting gRPC connections needs grpcio")
+    with grpc.insecure_channel(server.grpc) as channel:
+        grpc.channel_ready_future(channel).result(10)
+        with urlopen(f"{server.metrics}/metrics", timeout=10) as reply:
+            page = reply.read()
+    assert b"nv_inference_count" in page
+    assert b'penstock_connections{port="grpc"} 1' in page
     shown = server.stdout
     assert f"{server.http}/graphpipe/digits\n" in shown
     assert f"{server.http}/v2/models/digits/infer\n" in shown

@@ -20,14 +20,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from penstock.protocol import dtype as dt
-from penstock.protocol.errors import PenstockError, ProtocolError
+from penstock.protocol.errors import Code, InferError, PenstockError, ProtocolError
 from penstock.protocol.limits import WireLimits
 from penstock.protocol.message import (
     Array,
     InferReply,
     InferRequest,
     OutputRequest,
+    RegionRef,
     Signature,
+    Target,
     TensorSpec,
 )
 from penstock.protocol.oip_proto import (
@@ -40,7 +42,8 @@ from penstock.protocol.oip_proto import (
 )
 from penstock.protocol.oip_proto_contents import Contents
 from penstock.protocol.oip_proto_parse import Parts, parse_reply, parse_request
-from penstock.protocol.oip_proto_wire import varint
+from penstock.protocol.oip_proto_wire import field, parameter_fields, varint
+from penstock.protocol.oip_region import BYTE_SIZE, OFFSET, REGION
 from penstock.protocol.packed_varints import read_varints
 from penstock.server.grpc_schema import message as message_class
 
@@ -312,6 +315,7 @@ TYPED = {
 }  # fmt: skip
 shapes = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
 text = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
+name = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=12)
 scalars = st.one_of(
     text, st.booleans(), st.integers(-(2**63), 2**64 - 1), st.floats(allow_nan=False)
 )
@@ -335,7 +339,7 @@ def tensors(draw: st.DrawFn) -> tuple[dt.DType, Array]:
 @st.composite
 def signed(draw: st.DrawFn) -> tuple[list[TensorSpec], list[Array]]:
     drawn = draw(st.lists(tensors(), max_size=4))
-    names = draw(st.lists(text, min_size=len(drawn), max_size=len(drawn), unique=True))
+    names = draw(st.lists(name, min_size=len(drawn), max_size=len(drawn), unique=True))
     specs = [TensorSpec(n, d, a.shape) for n, (d, a) in zip(names, drawn, strict=True)]
     return specs, [array for _, array in drawn]
 
@@ -343,7 +347,7 @@ def signed(draw: st.DrawFn) -> tuple[list[TensorSpec], list[Array]]:
 @st.composite
 def requests(draw: st.DrawFn) -> InferRequest:
     specs, arrays = draw(signed())
-    names = draw(st.lists(text, max_size=3, unique=True))
+    names = draw(st.lists(name, max_size=3, unique=True))
     outputs = [OutputRequest(name, draw(parameters)) for name in names]
     counts = st.integers(0, 2**63 - 1)
     texts = [draw(text) for _ in range(3)]
@@ -451,6 +455,71 @@ def test_what_is_remembered_changes_nothing(request: InferRequest, chance: rando
     request.parameters = {**request.parameters, "sequence_id": chance.randint(1, 2**40)}
     other = b"".join(RequestEncoder().encode(request))
     assert plain(knowing.decode(other)) == plain(request)
+
+
+class Shared:
+    """One region of 1000 bytes under every name that begins with r."""
+
+    def __init__(self) -> None:
+        self.memory = memoryview(bytes(range(250)) * 4)
+
+    def resolve(self, ref: RegionRef) -> memoryview:
+        if ref.region[:1] != "r" or ref.offset + ref.byte_size > len(self.memory):
+            raise InferError(Code.NOT_FOUND, f"no {ref}")
+        return self.memory[ref.offset : ref.offset + ref.byte_size]
+
+    def target(self, ref: RegionRef) -> Target:
+        return Target(ref, self.resolve(ref))
+
+
+def shuffled(rows: list[tuple[str, int, int]], chance: random.Random) -> bytes:
+    """A request with an input and an output for each (region, offset, size), and their parameters
+    in any order, as the maps of C++ are written."""
+    made = field(1, b"m")
+    for number, name, more in ((5, "in", b"\x12\x05UINT8"), (6, "out", b"")):
+        for i, (region, offset, size) in enumerate(rows):
+            place = {REGION: region, OFFSET: offset, BYTE_SIZE: size}
+            keys = chance.sample(list(place), 3)
+            entries = [parameter_fields(4 if number == 5 else 2, {k: place[k]}) for k in keys]
+            shape = field(3, varint(size)) if number == 5 else b""
+            content = field(1, f"{name}{i}".encode()) + more + shape
+            made += field(number, content + b"".join(entries))
+    return made
+
+
+@settings(SLOW_MACHINE, max_examples=100)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(("r", "r2", "s")), st.integers(0, 999), st.integers(1, 300)),
+        min_size=1,
+        max_size=3,
+    ),
+    chances,
+)
+def test_places_are_those_of_the_message_in_any_order(
+    rows: list[tuple[str, int, int]], chance: random.Random
+) -> None:
+    """Whatever was seen before: with other places, in other orders, damaged."""
+
+    def said(decoder: RequestDecoder, message: bytes) -> Any:
+        try:
+            found = decoder.decode(message)
+        except PenstockError as error:
+            return type(error), error.message
+        return plain(found), {name: target.ref for name, target in found.targets.items()}
+
+    knowing = RequestDecoder(regions=Shared())
+    maker = Maker(chance)
+    other = [(region, offset // 2, size) for region, offset, size in rows]
+    signatures = set()
+    for _ in range(30):
+        message = shuffled(chance.choice((rows, other)), chance)
+        if chance.random() < 0.2:
+            message = maker.damaged(message)
+        assert said(knowing, message) == said(RequestDecoder(regions=Shared()), message)
+        with suppress(PenstockError):
+            signatures.add(knowing.decode(shuffled(rows, chance)).signature)
+    assert len(signatures) <= 1
 
 
 @settings(SLOW_MACHINE, max_examples=100)

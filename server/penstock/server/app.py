@@ -144,6 +144,7 @@ class App:
             self.logs,
             server_version(),
             options.grpc_service,
+            self.offload,
         )
         self.http_routes = self._routes()
         self._http = Http1Listener(self.http_routes.resolve, Http1Connection, options.http, refusal)
@@ -175,8 +176,11 @@ class App:
 
     def _metrics_routes(self) -> Routes:
         routes = Routes()
-        MetricsFront(self.models, lambda: self._http.connections).add_to(routes)
+        MetricsFront(self.models, self._connections).add_to(routes)
         return routes
+
+    def _connections(self) -> dict[str, int]:
+        return {"http": self._http.connections, "grpc": self.grpc.connections}
 
     async def start(self) -> None:
         """Loads the models and listens. Health is served while models load.

@@ -7,7 +7,7 @@ Names and meaning of the ``nv_*`` metrics are Triton's, so that its dashboards w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from penstock.server.models import ModelTable, ModelVersion
@@ -37,12 +37,12 @@ _COUNTERS: Final[tuple[tuple[str, str, _Value], ...]] = (
 )  # fmt: skip
 
 
-def exposition(models: ModelTable, connections: int) -> bytes:
-    """The whole page."""
+def exposition(models: ModelTable, connections: Mapping[str, int]) -> bytes:
+    """The whole page; ``connections`` are those open now, by port."""
     return ("\n".join(_lines(models, connections)) + "\n").encode()
 
 
-def _lines(models: ModelTable, connections: int) -> Iterator[str]:
+def _lines(models: ModelTable, connections: Mapping[str, int]) -> Iterator[str]:
     ready = [(entry, _labels(entry)) for entry in models if entry.loaded is not None]
     for name, text, value in _COUNTERS:
         yield from _head(name, text, "counter")
@@ -77,8 +77,9 @@ def _lines(models: ModelTable, connections: int) -> Iterator[str]:
         yield from _head(name, text, "counter")
         yield f"{name} {count}"
     name = "penstock_connections"
-    yield from _head(name, "Open client connections", "gauge")
-    yield f"{name} {connections}"
+    yield from _head(name, "Open client connections, by port", "gauge")
+    for port, count in connections.items():
+        yield f'{name}{{port="{port}"}} {count}'
 
 
 def _histograms(ready: list[tuple[ModelVersion, str]]) -> Iterator[str]:

@@ -197,9 +197,7 @@ def _level(values: Sequence[str]) -> frozenset[str]:
                 f"unknown 'trace_level' '{value}', expecting {', '.join(LEVELS)}",
             )
     if "OFF" in values and len(values) > 1:
-        raise InferError(
-            Code.INVALID_ARGUMENT, "Expect only one trace level 'OFF' is specified"
-        )
+        raise InferError(Code.INVALID_ARGUMENT, "Expect only one trace level 'OFF' is specified")
     return frozenset(values) - {"OFF"}
 
 

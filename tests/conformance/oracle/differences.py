@@ -163,7 +163,10 @@ ENTRIES: Final[Mapping[str, Mapping[str, Sequence[str]]]] = {
         _DONE: ["server metadata"],
         "The models' files have other names.": ["load with files of another type"],
         "A load with other files ends with them: what they added leaves no trace.": ["index"],
-        _BLAME: ["load no model", "register beyond the file", "register without a name", "register no bytes"],
+        _BLAME: [
+            "load no model", "register beyond the file", "register without a name",
+            "register no bytes",
+        ],
         _TRACED: ["trace level", "trace of a model", "trace of a model as for all"],
         _STRICT: ["trace level unknown", "trace setting unknown", "log setting unknown"],
     },

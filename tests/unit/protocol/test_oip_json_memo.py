@@ -27,6 +27,8 @@ def one(data: object = None, **changes: Any) -> dict[str, Any]:
     tensor = {"name": "X", "shape": [2], "datatype": "FP32", "data": [1, 2.5], **changes}
     if data is not None:
         tensor["data"] = data
+    elif "binary_data_size" in changes.get("parameters", ()):
+        del tensor["data"]
     return {"inputs": [{k: v for k, v in tensor.items() if v is not ...}]}
 
 

@@ -30,6 +30,8 @@ def one(data: object = None, **changes: Any) -> dict[str, Any]:
     tensor = {"name": "X", "shape": [2], "datatype": "FP32", "data": [1, 2.5], **changes}
     if data is not None:
         tensor["data"] = data
+    elif "binary_data_size" in changes.get("parameters", ()):
+        del tensor["data"]
     return {"inputs": [{k: v for k, v in tensor.items() if v is not ...}]}
 
 
@@ -126,6 +128,10 @@ def test_values(datatype: str, text: str, value: list[Any]) -> None:
 
 # --- what is refused ------------------------------------------------------------------------------
 
+ONLY_ONE = (
+    "Input must set only one of the following fields: 'data', 'binary_data_size' in 'parameters', "
+    "'shared_memory_region' in 'parameters'."
+)
 SHAPE = "Unable to parse 'data': Shape does not match true shape of 'data' field"
 UNSIGNED = "attempt to access JSON non-unsigned-integer as unsigned-integer"
 
@@ -146,13 +152,16 @@ REFUSED: list[tuple[object, str, Code]] = [
     (one(shape=[-1]), f"Unable to parse 'shape': {UNSIGNED}", Code.INTERNAL),
     (one(shape=[1.5]), f"Unable to parse 'shape': {UNSIGNED}", Code.INTERNAL),
     (one(shape=["2"]), f"Unable to parse 'shape': {UNSIGNED}", Code.INTERNAL),
-    (one(shape=2), f"Unable to parse 'shape': {UNSIGNED}", Code.INTERNAL),
+    (one(shape=2), "Unable to parse 'shape': attempt to access JSON non-array as array",
+     Code.INTERNAL),
     (one(shape=...), "missing required field `shape`", Code.INVALID_ARGUMENT),
     (one(name=...), "missing required field `name`", Code.INVALID_ARGUMENT),
     (one(name=5), "Expected `str`", Code.INVALID_ARGUMENT),
-    (one(datatype="FLOAT"), "input 'X' has unknown datatype 'FLOAT'", Code.INVALID_ARGUMENT),
+    (one(datatype="FLOAT"), "invalid datatype for input X: 'FLOAT'", Code.INVALID_ARGUMENT),
     (one(data=...) | {"inputs": [{"name": "X", "shape": [1], "datatype": "FP32"}]},
-     "neither 'data' nor", Code.INVALID_ARGUMENT),
+     f"{ONLY_ONE} But no field is set", Code.INVALID_ARGUMENT),
+    (one([1, 2], parameters={"binary_data_size": 8}),
+     f"{ONLY_ONE} But set 'data' 'binary_data_size'", Code.INVALID_ARGUMENT),
     (one(shape=[3]), SHAPE, Code.INVALID_ARGUMENT),
     (one(shape=[1]), SHAPE, Code.INVALID_ARGUMENT),
     (one(shape=[0]), SHAPE, Code.INVALID_ARGUMENT),
@@ -230,8 +239,18 @@ REFUSED: list[tuple[object, str, Code]] = [
      Code.INVALID_ARGUMENT),
     (one(parameters={"binary_data_size": 8}), "unexpected size for input 'X', expecting 8 "
      "additional bytes for model 'M'", Code.INVALID_ARGUMENT),
-    (one(parameters={"binary_data_size": 7}), "input byte size mismatch for input 'X' for model "
-     "'M'. Expected 8, got 7", Code.INVALID_ARGUMENT),
+    (one(parameters={"binary_data_size": 7}), "unexpected size for input 'X', expecting 7 "
+     "additional bytes for model 'M'", Code.INVALID_ARGUMENT),
+    (one() | {"parameters": {"triton_mine": 1}}, "parameter keys starting with 'triton_' are "
+     "reserved for Triton usage and should not be specified.", Code.INVALID_ARGUMENT),
+    (one() | {"parameters": {"sequence_id": True}}, "Unable to parse 'sequence_id'",
+     Code.INVALID_ARGUMENT),
+    (one() | {"parameters": {"sequence_id": -1}}, "Unable to parse 'sequence_id'",
+     Code.INVALID_ARGUMENT),
+    (one() | {"parameters": {"sequence_start": 1}}, "Unable to parse 'sequence_start': attempt to "
+     "access JSON non-boolean as boolean", Code.INVALID_ARGUMENT),
+    (one() | {"parameters": {"sequence_end": "yes"}}, "Unable to parse 'sequence_end'",
+     Code.INVALID_ARGUMENT),
 ]  # fmt: skip
 
 
@@ -250,15 +269,16 @@ def raw_string(*values: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("shape", "binary", "text"),
     [
-        ([2], raw_string(b"a"), "unexpected number of string elements 1 for inference input 'X', "
-         "expecting 2"),
+        ([2], raw_string(b"a"), "expected 2 string elements for inference input 'X' for model "
+         "'M', got 1"),
         ([1], raw_string(b"a", b"", b"c"), "unexpected number of string elements 3 for inference "
-         "input 'X', expecting 1"),
-        ([1 << 24], raw_string(b"a"), "unexpected number of string elements 1 "),
+         "input 'X' for model 'M', expecting 1"),
+        ([1 << 24], raw_string(b"a"), "expected 16777216 string elements "),
         ([1], raw_string(b"abc")[:-1], "incomplete string data for inference input 'X', expecting "
          "string of length 3 but only 2 bytes available"),
         ([2], raw_string(b"abc") + b"\x01", "incomplete string length indicator for inference "
-         "input 'X', expecting 4 bytes but only 1 bytes available"),
+         "input 'X' for model 'M', expecting 4 bytes but only 1 bytes available. Please make sure "
+         "the string length indicator is in one buffer."),
         ([1], b"\xff\xff\xff\xff", "incomplete string data"),
     ],
 )  # fmt: skip
@@ -276,7 +296,7 @@ def test_bytes_refused(shape: list[int], binary: bytes, text: str) -> None:
         (8, 7, "unexpected size for input 'X', expecting 1 additional bytes for model 'M'"),
         (8, 9, "unexpected additional input data for model 'M'"),
         (4, 4, "input byte size mismatch for input 'X' for model 'M'. Expected 8, got 4"),
-        (1 << 60, 4, "Expected 8, got 1152921504606846976"),
+        (1 << 60, 4, f"expecting {(1 << 60) - 4} additional bytes for model 'M'"),
     ],
 )
 def test_binary_sizes(size: int, sent: int, text: str) -> None:

@@ -30,6 +30,12 @@ def request(*raw: bytes, **inputs: dict[str, Any]) -> Any:
     return made
 
 
+def nameless_output() -> Any:
+    made = request(ONES, a={})
+    made.outputs.add()
+    return made
+
+
 def decode(made: Any, **options: Any) -> InferRequest:
     return RequestDecoder(**options).decode(made.SerializeToString())
 
@@ -142,11 +148,11 @@ FAULTS: dict[str, tuple[Any, str]] = {
     ),
     "strings missing": (
         request(a={"datatype": "BYTES", "contents": {"bytes_contents": [b"x"]}}),
-        "unexpected number of string elements 1 for inference input 'a', expecting 2",
+        "expected 2 string elements for inference input 'a' for model 'm', got 1",
     ),
     "raw strings missing": (
         request(b"\x01\0\0\0x", a={"datatype": "BYTES"}),
-        "unexpected number of string elements 1 for inference input 'a', expecting 2",
+        "expected 2 string elements for inference input 'a' for model 'm', got 1",
     ),
     "raw string cut off": (
         request(b"\x05\0\0\0x", a={"datatype": "BYTES"}),
@@ -159,7 +165,15 @@ FAULTS: dict[str, tuple[Any, str]] = {
     ),
     "unknown datatype": (
         request(ONES, a={"datatype": "INT"}),
-        "input 'a' has unknown datatype 'INT'",
+        "invalid datatype for input a: 'INT'",
+    ),
+    "no name of an input": (
+        request(ONES, **{"": {}}),
+        "unexpected inference input '' for model 'm'",
+    ),
+    "no name of an output": (
+        nameless_output(),
+        "unexpected inference output '' for model 'm'",
     ),
     "too many elements": (
         request(ONES, a={"shape": [2**62, 2**62]}),

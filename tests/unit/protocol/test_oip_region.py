@@ -183,7 +183,7 @@ def test_inputs_that_are_refused(regions: FakeRegions, place: Any, text: str) ->
 def test_strings_that_do_not_fill_the_bytes(regions: FakeRegions) -> None:
     regions.regions["s"] = bytearray(b"\2\0\0\0hi\0\0\0\0")
     decoder = RequestDecoder(regions=regions)
-    for size, text in ((9, "incomplete string length"), (6, "unexpected number of string")):
+    for size, text in ((9, "incomplete string length"), (6, "expected 2 string elements")):
         with pytest.raises(PenstockError, match=text):
             decoder.decode(encoded(tensor("C", at("s", size), "BYTES", 2)), None)
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
 from penstock.protocol import dtype as dt
+from penstock.protocol import tf_tensor, tfs_proto
 from penstock.protocol.dtype import DType
 from penstock.protocol.errors import Code, ProtocolError
 from penstock.protocol.limits import WireLimits
 from penstock.protocol.message import InferReply, Signature, TensorSpec, wire_array
+from penstock.protocol.oip_proto_wire import FIELDS_MAX, fields
 from penstock.protocol.packed_varints import read_varints, write_varints
 from penstock.protocol.tf_dtype import BY_DTYPE
 from penstock.protocol.tf_tensor import SHORTHAND_BYTES_MAX
@@ -208,6 +210,64 @@ def test_limits() -> None:
         read(request(three), tensors_max=2)
     with pytest.raises(ProtocolError, match="too many fields"):
         read(request({"x": tensor(dt.BYTES, [9], string_val=[b""] * 9)}), strings_max=8)
+
+
+def nested(number: int, body: bytes) -> bytes:
+    return bytes([number << 3 | 2]) + write_varints(np.array([len(body)])) + body
+
+
+def hostile() -> dict[str, bytes]:
+    """Messages whose parts have few fields each, and more than a message may have in all."""
+    few, parts = FIELDS_MAX // 8, 10
+    unknown = b"\x78\x00" * few
+    start = tensor(dt.FP32, []).SerializeToString()
+    return {
+        "messages": b"\x78\x00" * few * parts,
+        "entries": entry(b"x", start) * (few * parts // 5),
+        "fields of entries": nested(2, b"\x0a\x01x\x12\x02\x08\x01" + unknown) * parts,
+        "fields of tensors": entry(b"x", b"\x08\x01" + unknown) * parts,
+        "fields of shapes": entry(b"x", b"\x08\x01" + nested(2, unknown) * parts),
+        "fields of dims": entry(b"x", b"\x08\x01" + nested(2, nested(2, unknown) * parts)),
+        "specs": nested(1, b"") * few * parts,
+        "fields of specs": nested(1, unknown) * parts,
+        "fields of versions": nested(1, nested(2, unknown) * parts),
+        "numbers one by one": entry(b"x", b"\x08\x03" + b"\x38\x01" * few * parts),
+    }
+
+
+@pytest.mark.parametrize("data", hostile().values(), ids=hostile())
+def test_all_fields_of_a_message_count_together(
+    data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = 0
+
+    def counted(*args: Any) -> Iterator[tuple[int, int, int]]:
+        nonlocal seen
+        for found in fields(*args):
+            seen += 1
+            yield found
+
+    for module in (tfs_proto, tf_tensor):
+        monkeypatch.setattr(module, "fields", counted)
+    with pytest.raises(ProtocolError, match="too many fields"):
+        read(data)
+    assert seen <= FIELDS_MAX
+
+
+def test_strings_are_not_counted_as_fields() -> None:
+    count = FIELDS_MAX + 1
+    strings = tensor(dt.BYTES, [count], string_val=[b""] * count)
+    assert read(request({"x": strings})).arrays[0].size == count
+
+
+def test_shorthand_of_all_tensors_counts_together() -> None:
+    third = SHORTHAND_BYTES_MAX // 4 // 3
+    given = tensor(dt.FP32, [third], float_val=[1])
+    assert len(read(request(dict.fromkeys("abc", given))).arrays) == 3
+    with pytest.raises(ProtocolError, match="too many to repeat"):
+        read(request(dict.fromkeys("abcd", given)))
+    with pytest.raises(ProtocolError, match="too many to repeat"):
+        read(entry(b"x", given.SerializeToString()) * 4)  # the last one would count
 
 
 # --- replies --------------------------------------------------------------------------------------

@@ -151,7 +151,7 @@ def test_scalars_and_rows_of_different_sizes_where_nothing_batches():
             [a((4,)), b()],
             "unexpected shape for input 'A' for model 'net'. Expected [-1,4], got [4]",
         ),
-        ([a(()), b()], "unexpected shape for input 'A' for model 'net'. Expected [-1,4], got []"),
+        ([a(()), b()], "input 'A' has no shape but model requires batch dimension for 'net'"),
         (
             [a((2, 4, 1)), b()],
             "unexpected shape for input 'A' for model 'net'. Expected [-1,4], got [2,4,1]",

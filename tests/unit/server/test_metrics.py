@@ -77,11 +77,11 @@ def version(name="m", number="1", stats=None, waiting=0, load_s=0.0, tags=""):
     return ModelVersion(name, number, ModelState.READY, loaded=loaded)
 
 
-def page(*entries, connections=0):
+def page(*entries, connections=None):
     models = ModelTable()
     for entry in entries:
         models.set(entry)
-    return exposition(models, connections)
+    return exposition(models, connections or {})
 
 
 def labels(model="m", version="1", **more):
@@ -109,8 +109,12 @@ def test_the_format_is_announced():
 
 
 def test_an_empty_server():
-    families = parse(page(connections=3))
-    assert families["penstock_connections"] == ("gauge", {("penstock_connections", frozenset()): 3})
+    families = parse(page(connections={"http": 3, "grpc": 2}))
+    assert families["penstock_connections"][0] == "gauge"
+    assert values(families, "penstock_connections") == {
+        frozenset({("port", "http")}): 3,
+        frozenset({("port", "grpc")}): 2,
+    }
     loads = "penstock_model_loads_succeeded", "penstock_model_loads_failed"
     own = {"penstock_connections", *loads}
     assert all(not samples for n, (_, samples) in families.items() if n not in own)
@@ -120,7 +124,7 @@ def test_loads_are_counted():
     models = ModelTable()
     for failed in (False, True, False):
         models.loads.count(failed=failed)
-    families = parse(exposition(models, 0))
+    families = parse(exposition(models, {}))
     for name, count in (("succeeded", 2), ("failed", 1)):
         metric = f"penstock_model_loads_{name}"
         assert families[metric] == ("counter", {(metric, frozenset()): count})
@@ -233,7 +237,7 @@ def test_label_values_are_escaped(name):
     entry = version(stats=counted())
     entry.name = name
     models.set(entry)
-    families = parse(exposition(models, 0))
+    families = parse(exposition(models, {}))
     assert values(families, "nv_inference_count") == {labels(name): 30}
     assert values(families, "penstock_model_ready") == {labels(name): 1}
 
@@ -266,7 +270,7 @@ def _quoted(text):
 def test_prometheus_own_parser_reads_the_page():
     reason = "NOT TESTED: reading the page with prometheus_client, which is not installed"
     parser = pytest.importorskip("prometheus_client.parser", reason=reason)
-    text = page(version(stats=counted()), connections=2).decode()
+    text = page(version(stats=counted()), connections={"grpc": 2}).decode()
     names = {family.name for family in parser.text_string_to_metric_families(text)}
     assert {"nv_inference_count", "penstock_batch_rows", "penstock_connections"} <= names
 

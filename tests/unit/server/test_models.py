@@ -81,6 +81,7 @@ def test_entries_are_found_and_discarded():
     first, second = ready("a", "1"), ready("a", "2")
     models = table(first, second)
     assert models.entry("a", "2") is second
+    assert models.find("a", "002") is second.loaded
     models.discard(second)
     assert models.entry("a", "2") is None
     assert models.find("a") is first.loaded
@@ -100,6 +101,8 @@ MODELS = table(
     refused("twice", "2", "second"),
 )
 UNKNOWN = "Request for unknown model: "
+NO_VERSION = "failed to get model version from specified version string "
+INTEGRAL = "(details: stol), version should be an integral value > 0"
 
 
 @pytest.mark.parametrize(
@@ -108,7 +111,11 @@ UNKNOWN = "Request for unknown model: "
         ("nobody", "", Code.NOT_FOUND, f"{UNKNOWN}'nobody' is not found"),
         ("nobody", "1", Code.NOT_FOUND, f"{UNKNOWN}'nobody' is not found"),
         ("good", "1", Code.NOT_FOUND, f"{UNKNOWN}'good' version 1 is not found"),
-        ("good", "02", Code.NOT_FOUND, f"{UNKNOWN}'good' version 02 is not found"),
+        ("good", "01", Code.NOT_FOUND, f"{UNKNOWN}'good' version 1 is not found"),
+        ("good", "one", Code.INVALID_ARGUMENT, f"{NO_VERSION}'one' {INTEGRAL}"),
+        ("nobody", "-1", Code.INVALID_ARGUMENT, f"{NO_VERSION}'-1' {INTEGRAL}"),
+        ("good", str(1 << 63), Code.INVALID_ARGUMENT, f"{NO_VERSION}'{1 << 63}' {INTEGRAL}"),
+        ("good", "9" * 5000, Code.INVALID_ARGUMENT, f"{NO_VERSION}'{'9' * 100}' {INTEGRAL}"),
         (
             "good",
             "3",
@@ -133,8 +140,8 @@ UNKNOWN = "Request for unknown model: "
             "",
             "",
             Code.NOT_FOUND,
-            "no model is named in the request and there is no default model; models: "
-            "bad, good, loading, twice",
+            f"{UNKNOWN}'' is not found: no model is named in the request and there is no default "
+            "model; models: bad, good, loading, twice",
         ),
     ],
 )
@@ -164,7 +171,8 @@ def test_a_default_that_is_named():
 def test_an_empty_table():
     assert absence(table(), "") == (
         Code.NOT_FOUND,
-        "no model is named in the request and there is no default model; models: none",
+        f"{UNKNOWN}'' is not found: no model is named in the request and there is no default "
+        "model; models: none",
     )
     assert list(table()) == []
     assert table().versions("a") == []

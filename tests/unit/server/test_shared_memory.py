@@ -267,6 +267,49 @@ def test_a_file_cut_short_is_an_error(memory: SharedMemory, folder: Path) -> Non
         call(RegionRef("a", 0, 100))
 
 
+def test_known_places_are_looked_after(memory: SharedMemory, folder: Path) -> None:
+    """What was given before is given again only as long as it would be given anew."""
+    ref = RegionRef("a", 8, 4)
+    memory.register_system("a", "one", 0, SIZE)
+    assert memory.resolve(ref) == b"oooo"
+    target = memory.target(ref)
+    assert memory.target(ref) is target
+    target.memory[:] = b"next"
+    assert memory.resolve(ref) == b"next"
+    assert memory.resolve(ref).readonly
+    for again in (memory.resolve, memory.target):
+        os.truncate(folder / "one", 11)
+        with pytest.raises(InferError, match="'a'; its memory is smaller now"):
+            again(ref)
+        os.truncate(folder / "one", SIZE)
+        again(ref)
+    memory.unregister("a", Kind.SYSTEM)
+    for again in (memory.resolve, memory.target):
+        refused(Code.NOT_FOUND, "Unable to find shared memory region: 'a'", again, ref)
+    memory.register_system("a", "two", 0, SIZE)
+    assert memory.resolve(ref) == b"tttt"
+    memory.unregister("", Kind.SYSTEM)
+    memory.register_system("a", "one", 0, 10)
+    with pytest.raises(InferError, match=r"Invalid offset \+ byte size"):
+        memory.resolve(ref)
+
+
+def test_known_places_are_bounded_and_hold_nothing(
+    memory: SharedMemory, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penstock.server.shared_memory.PLACES_MAX", 8)
+    memory.register_system("a", "one", 0, SIZE)
+    memory.register_system("b", "two", 0, SIZE)
+    for offset in range(20):
+        memory.resolve(RegionRef("a", offset, 4))
+        assert 0 < len(memory._places) <= 8
+    memory.target(RegionRef("b", 0, 4))
+    memory.unregister("a", Kind.SYSTEM)
+    memory.unregister("b", Kind.SYSTEM)
+    assert not memory._places
+    assert str(folder) not in Path("/proc/self/maps").read_text()
+
+
 def test_the_same_object_under_two_names(memory: SharedMemory) -> None:
     memory.register_system("a", "one", 0, SIZE)
     memory.register_system("b", "one", 0, SIZE // 2)

@@ -64,7 +64,7 @@ class Template(NamedTuple, Generic[V]):
         """The arrays of a template without ``views``, of the message that it fits at ``at``."""
         arrays = []
         for place, spec in zip(self.places, self.signature.tensors, strict=True):
-            if type(place) is RegionRef:
+            if isinstance(place, RegionRef):
                 arrays.append(known_region_array(regions, place, spec, self.model))
             else:
                 place = (at + place[0], place[1])

@@ -45,8 +45,8 @@ class _Layout:
 
     ``open`` goes before id and parameters, ``middle`` behind them, ``openings[i]`` before the raw
     contents of tensor i. ``sizes`` are those that the last two are for: numbers vary with BYTES
-    alone. ``plain`` says that there are neither BYTES nor tensors that go elsewhere; where all of them
-    do, ``tail`` is all that follows id and parameters.
+    alone. ``plain`` says that there are neither BYTES nor tensors that go elsewhere; where all of
+    them do, ``tail`` is all that follows id and parameters.
     """
 
     __slots__ = (

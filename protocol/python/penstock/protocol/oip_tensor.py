@@ -209,7 +209,11 @@ def _json_strings(values: list[bytes], name: str, what: str) -> bytes:
 def object_array(values: list[bytes], shape: tuple[int, ...]) -> Array:
     """BYTES elements, in C order, as an array; ``len(values)`` must be the product of ``shape``."""
     out = np.empty(len(values), dtype=object)
-    out[:] = values
+    if len(values) <= _PART_ELEMENTS:
+        out[:] = values
+    else:  # in parts, between which other threads may run
+        for at in range(0, len(values), _PART_ELEMENTS):
+            out[at : at + _PART_ELEMENTS] = values[at : at + _PART_ELEMENTS]
     return out.reshape(shape)
 
 

@@ -4,9 +4,9 @@ Knows: dtype numbers, shapes, raw content and the typed fields, with TensorFlow'
 last value stands for all that are left out. Knows nothing of the messages around a tensor.
 
 Contract: raw content and packed floats become views of the message. Memory is in proportion to what
-was received; shorthand is written out up to ``SHORTHAND_BYTES_MAX``. Replies use the typed fields,
-as TensorFlow Serving's do by default and as its clients read them; floats, doubles and booleans are
-handed on as they lie in memory.
+was received; shorthand is written out up to ``SHORTHAND_BYTES_MAX`` a message. Replies use the
+typed fields, as TensorFlow Serving's do by default and as its clients read them; floats, doubles
+and booleans are handed on as they lie in memory.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from penstock.protocol.packed_varints import read_varints, write_varints
 from penstock.protocol.tf_dtype import BY_DTYPE, BY_NUMBER
 
 SHORTHAND_BYTES_MAX: Final = 64 * 1024**2
-"""How large a tensor with fewer values than elements may become."""
+"""How large tensors with fewer values than elements may become, all of one message together."""
 
 FIELDS: Final[dict[DType, int]] = {
     dt.FP32: 5, dt.FP64: 6, dt.INT8: 7, dt.INT16: 7, dt.INT32: 7, dt.UINT8: 7, dt.UINT16: 7,
@@ -45,17 +45,29 @@ FIELDS: Final[dict[DType, int]] = {
 }  # fmt: skip
 """The typed field of each element type."""
 _STRINGS: Final = 8
+_STRINGS_TAG: Final = _STRINGS << 3 | BYTES
 _WIRE_TYPES: Final = {5: 5, 6: 1, 7: 0, 10: 0, 11: 0, 13: 0, 16: 0, 17: 0}
 _AS_THEY_LIE: Final = (dt.FP32, dt.FP64, dt.BOOL)
 """Types whose packed field holds the bytes of the array."""
 
 
+class MessageBudget(Budget):
+    """What one message may still cost: fields, and bytes that it does not carry itself."""
+
+    __slots__ = ("shorthand_bytes_left",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shorthand_bytes_left = SHORTHAND_BYTES_MAX
+
+
 def read_tensor(
-    data: Buffer, start: int, end: int, name: str, limits: WireLimits
+    data: Buffer, start: int, end: int, name: str, limits: WireLimits, budget: MessageBudget
 ) -> tuple[DType, Array, int]:
     """The tensor in ``data[start:end]``, and where its raw content begins, -1 if it has none.
 
-    Where there is such content of a type of fixed size, its bytes are not looked at.
+    Where there is such content of a type of fixed size, its bytes are not looked at. Strings are
+    many fields, which are not counted against ``budget``; numbers are packed by whoever sends many.
 
     Raises:
         ProtocolError: the bytes are no tensor, its type cannot be served, or its values do not fit
@@ -66,11 +78,17 @@ def read_tensor(
     content = (0, 0)
     chunks: dict[int, list[Buffer]] = {}
     view = memoryview(data)
-    for tag, a, b in fields(data, start, end, 2, Budget(limits.strings_max)):
-        if tag == 0x22:
+    strings: list[Buffer] = []
+    for tag, a, b in fields(data, start, end, 2, budget):
+        if tag == _STRINGS_TAG:
+            if len(strings) >= limits.strings_max:
+                raise ProtocolError("too many fields in one protobuf message", offset=a)
+            strings.append(bytes(view[a:b]))
+            budget.left += 1
+        elif tag == 0x22:
             content = (a, b)
         elif tag == 0x12:
-            _read_shape(data, a, b, name, shape, limits)
+            _read_shape(data, a, b, name, shape, limits, budget)
         elif tag == 0x08:
             number = a
         else:
@@ -81,7 +99,8 @@ def read_tensor(
     count = element_count(shape, name, limits)
     a, b = content
     if a == b:
-        values = _typed(chunks.get(FIELDS[dtype], []), dtype, count, name)
+        given = strings if dtype is dt.BYTES else chunks.get(FIELDS[dtype], [])
+        values = _typed(given, dtype, count, name, budget)
         return dtype, values.reshape(shape), -1
     if dtype is dt.BYTES:
         texts = _strings(data, a, b, count, name, limits)
@@ -94,12 +113,18 @@ def read_tensor(
 
 
 def _read_shape(
-    data: Buffer, start: int, end: int, name: str, shape: list[int], limits: WireLimits
+    data: Buffer,
+    start: int,
+    end: int,
+    name: str,
+    shape: list[int],
+    limits: WireLimits,
+    budget: Budget,
 ) -> None:
-    for tag, a, b in fields(data, start, end, 3):
+    for tag, a, b in fields(data, start, end, 3, budget):
         if tag == 0x12:
             size = 0
-            for inner, value, _ in fields(data, a, b, 4):
+            for inner, value, _ in fields(data, a, b, 4, budget):
                 if inner == 0x08:
                     size = signed(value)
             if size < 0 or len(shape) >= limits.rank_max:
@@ -113,16 +138,16 @@ def _keep_chunk(
     chunks: dict[int, list[Buffer]], tag: int, a: int, b: int, view: memoryview
 ) -> None:
     number, kind = tag >> 3, tag & 7
-    if number == _STRINGS and kind == BYTES:
-        chunks.setdefault(number, []).append(bytes(view[a:b]))
-    elif number in _WIRE_TYPES:
+    if number in _WIRE_TYPES:
         if kind == BYTES:
             chunks.setdefault(number, []).append(view[a:b])
         elif kind == _WIRE_TYPES[number]:
             chunks.setdefault(number, []).append(view[a:b] if kind else varint(a))
 
 
-def _typed(chunks: Sequence[Buffer], dtype: DType, count: int, name: str) -> Array:
+def _typed(
+    chunks: Sequence[Buffer], dtype: DType, count: int, name: str, budget: MessageBudget
+) -> Array:
     if dtype is dt.BYTES:
         values: Array = object_array(list(chunks), (len(chunks),))  # type: ignore[arg-type]
     else:
@@ -131,7 +156,8 @@ def _typed(chunks: Sequence[Buffer], dtype: DType, count: int, name: str) -> Arr
         return values
     if values.size > count:
         raise ProtocolError(f"input '{name}' has {values.size} values, its shape holds {count}")
-    if count * (dtype.itemsize or 8) > SHORTHAND_BYTES_MAX:
+    budget.shorthand_bytes_left -= count * (dtype.itemsize or 8)
+    if budget.shorthand_bytes_left < 0:
         raise ProtocolError(
             f"input '{name}' has {values.size} values for {count} elements, too many to repeat",
             code=Code.OUT_OF_RANGE,

@@ -30,6 +30,7 @@ from penstock.protocol.message import (
 )
 from penstock.protocol.oip_json_memo import keep
 from penstock.protocol.oip_proto_wire import (
+    Budget,
     Buffer,
     field,
     fields,
@@ -41,6 +42,7 @@ from penstock.protocol.oip_proto_wire import (
 from penstock.protocol.predict_json import SIGNATURE, check_signature
 from penstock.protocol.tf_tensor import (
     FIELDS,
+    MessageBudget,
     read_tensor,
     tensor_head,
     values_buffer,
@@ -91,15 +93,16 @@ class PredictReader:
 
     def _read_new(self, data: Buffer) -> PredictCall:
         limits = self._limits
-        model = version = label = ""
+        spec = ("", "", "")
         inputs: dict[str, tuple[DType, Array, int]] = {}
         outputs: list[str] = []
-        for tag, a, b in fields(data, 0, len(data)):
+        budget = MessageBudget()
+        for tag, a, b in fields(data, 0, len(data), 0, budget):
             if tag == 0x12:
-                name, dtype, array, start = _read_entry(data, a, b, limits)
+                name, dtype, array, start = _read_entry(data, a, b, limits, budget)
                 inputs[name] = (dtype, array, start)
             elif tag == 0x0A:
-                model, version, label = _read_spec(data, a, b, (model, version, label), limits)
+                spec = _read_spec(data, a, b, spec, limits, budget)
             elif tag == 0x1A:
                 outputs.append(text_at(data, a, b, "output name", limits))
             else:
@@ -108,8 +111,9 @@ class PredictReader:
                 raise ProtocolError(f"more than the maximum {limits.tensors_max} tensors")
         signature = self._signature(inputs, outputs)
         if self._templates.wanted(len(data)):
-            self._remember(data, signature, inputs, (model, version, label))
+            self._remember(data, signature, inputs, spec)
         arrays = [tensor[1] for tensor in inputs.values()]
+        model, version, label = spec
         return PredictCall(InferRequest(signature, arrays, model, version), label)
 
     def _signature(
@@ -142,29 +146,34 @@ class PredictReader:
 
 
 def _read_entry(
-    data: Buffer, start: int, end: int, limits: WireLimits
+    data: Buffer, start: int, end: int, limits: WireLimits, budget: MessageBudget
 ) -> tuple[str, DType, Array, int]:
     name = ""
     where = (0, 0)
-    for tag, a, b in fields(data, start, end, 1):
+    for tag, a, b in fields(data, start, end, 1, budget):
         if tag == 0x0A:
             name = text_at(data, a, b, "input name", limits)
         elif tag == 0x12:
             where = (a, b)
-    return name, *read_tensor(data, *where, name, limits)
+    return name, *read_tensor(data, *where, name, limits, budget)
 
 
 def _read_spec(
-    data: Buffer, start: int, end: int, known: tuple[str, str, str], limits: WireLimits
+    data: Buffer,
+    start: int,
+    end: int,
+    known: tuple[str, str, str],
+    limits: WireLimits,
+    budget: Budget,
 ) -> tuple[str, str, str]:
     """(model, version, label); refuses a signature that there is not."""
     model, version, label = known
-    for tag, a, b in fields(data, start, end, 1):
+    for tag, a, b in fields(data, start, end, 1, budget):
         if tag == 0x0A:
             model = text_at(data, a, b, "model name", limits)
         elif tag == 0x12:
             version, label = "0", ""
-            for inner, value, _ in fields(data, a, b, 2):
+            for inner, value, _ in fields(data, a, b, 2, budget):
                 if inner == 0x08:
                     version = str(signed(value))
         elif tag == 0x1A:

@@ -43,9 +43,7 @@ class GrpcAdminFront:
 
     def _metadata(self, request: Any) -> dict[str, Any]:
         loaded = self._gateway.models.find(request.name, request.version)
-        document = oip_json.model_metadata_document(
-            loaded.metadata, alone=bool(request.version)
-        )
+        document = oip_json.model_metadata_document(loaded.metadata, alone=bool(request.version))
         return {**document, "properties": dict(loaded.config.parameters)}
 
     def _statistics(self, request: Any) -> dict[str, Any]:

@@ -16,7 +16,9 @@ from penstock.protocol.oip_proto import ReplyEncoder, RequestDecoder
 from penstock.protocol.oip_region import NO_REGIONS
 from penstock.server.front.failure import failure
 from penstock.server.front.grpc_admin import PREFIX
+from penstock.server.front.grpc_large import INLINE_MESSAGE_BYTES_MAX, LargeMessages
 from penstock.server.front.grpc_stream import InferStream
+from penstock.server.front.offload import Offload, Work
 from penstock.server.gateway import Gateway
 from penstock.server.grpc_seam import Call, CallHead, Method
 from penstock.server.http_seam import Buffer, Cancellable
@@ -40,10 +42,12 @@ class GrpcOipFront:
         limits: WireLimits = DEFAULT,
         regions: Regions = NO_REGIONS,
         forward: re.Pattern[str] | None = None,
+        offload: Offload | None = None,
     ) -> None:
         self.gateway = gateway
         self.decoder = RequestDecoder(limits, regions)
         self.encoder = ReplyEncoder()
+        self.large = LargeMessages(limits, regions, self.decoder, offload or Offload())
         self._forward = forward
         self._streams: set[InferStream] = set()
 
@@ -58,24 +62,45 @@ class GrpcOipFront:
 
     def _infer(self, call: Call, head: CallHead, message: Buffer) -> Cancellable | None:
         try:
+            if len(message) > INLINE_MESSAGE_BYTES_MAX:
+                return self._infer_large(call, head, message)
             request = self.decoder.decode(message)
             return self.gateway.infer(request, self._done, call, call.deadline_ns)
-        except DecoupledModelError:
-            call.fail(InferError(Code.UNIMPLEMENTED, _DECOUPLED))
         except Exception as error:
-            call.fail(self.refusal(error))
+            self._refuse(call, error)
         return None
 
     def _infer_forwarding(self, call: Call, head: CallHead, message: Buffer) -> Cancellable | None:
         try:
-            request = self.decoder.decode(message)
-            self.add_forwarded(request, head)
-            return self.gateway.infer(request, self._done, call, call.deadline_ns)
-        except DecoupledModelError:
-            call.fail(InferError(Code.UNIMPLEMENTED, _DECOUPLED))
+            if len(message) > INLINE_MESSAGE_BYTES_MAX:
+                return self._infer_large(call, head, message)
+            return self._submit(call, head, self.decoder.decode(message))
         except Exception as error:
-            call.fail(self.refusal(error))
+            self._refuse(call, error)
         return None
+
+    def _infer_large(self, call: Call, head: CallHead, message: Buffer) -> Cancellable:
+        def decoded(request: InferRequest) -> None:
+            pending.now = self._submit(call, head, request)
+
+        def refused(error: Exception) -> None:
+            self._refuse(call, error)
+
+        work = self.large.decode(message, decoded, refused)
+        if work is None:
+            return self._submit(call, head, self.decoder.decode(message))
+        pending = _Pending(work)
+        return pending
+
+    def _submit(self, call: Call, head: CallHead, request: InferRequest) -> Job:
+        self.add_forwarded(request, head)
+        return self.gateway.infer(request, self._done, call, call.deadline_ns)
+
+    def _refuse(self, call: Call, error: Exception) -> None:
+        if isinstance(error, DecoupledModelError):
+            call.fail(InferError(Code.UNIMPLEMENTED, _DECOUPLED))
+        else:
+            call.fail(self.refusal(error))
 
     def _done(self, job: Job) -> None:
         call, reply, request = job.context, job.reply, job.request
@@ -126,6 +151,18 @@ class GrpcOipFront:
             head.memo = _forwarded(self._forward, head)
         if head.memo:
             request.parameters = {**request.parameters, **head.memo}
+
+
+class _Pending:
+    """A request that is being decoded, and then a job."""
+
+    __slots__ = ("now",)
+
+    def __init__(self, now: Work | Job) -> None:
+        self.now = now
+
+    def cancel(self) -> None:
+        self.now.cancel()
 
 
 def _forwarded(pattern: re.Pattern[str], head: CallHead) -> dict[str, Parameter]:

@@ -15,6 +15,7 @@ from penstock.server.model_control import NO_REPOSITORY_NAME, ModelControl
 LOAD_BYTES_MAX: Final = 2 * 1024**3
 """Of a request to load, which may hold the model's files."""
 _FILE: Final = "file:"
+_DEPENDENTS: Final = "unload_dependents"
 _INDEX: Final = METHODS[PREFIX + "RepositoryIndex"].reply
 _LOADED: Final = METHODS[PREFIX + "RepositoryModelLoad"].reply
 _UNLOADED: Final = METHODS[PREFIX + "RepositoryModelUnload"].reply
@@ -64,8 +65,8 @@ class GrpcRepositoryFront:
     async def _unload(self, request: Any) -> Any:
         given: Mapping[str, Any] = request.parameters
         dependents = False
-        if "unload_dependents" in given:
-            dependents = _value("'unload_dependents' parameter", given["unload_dependents"], "bool_param")
+        if _DEPENDENTS in given:
+            dependents = _value(f"'{_DEPENDENTS}' parameter", given[_DEPENDENTS], "bool_param")
         await self._control.unload(
             request.model_name, dependents, repository_name=request.repository_name
         )
@@ -74,7 +75,5 @@ class GrpcRepositoryFront:
 
 def _value(what: str, parameter: Any, field: str) -> Any:
     if parameter.WhichOneof("parameter_choice") != field:
-        raise InferError(
-            Code.INVALID_ARGUMENT, f"invalid value type for {what}, expected {field}."
-        )
+        raise InferError(Code.INVALID_ARGUMENT, f"invalid value type for {what}, expected {field}.")
     return getattr(parameter, field)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from google.protobuf import any_pb2, wrappers_pb2
 
+from penstock.protocol.oip_region import NO_REGIONS
 from penstock.server import grpc_schema, tfs_schema
 from penstock.server.front.graphpipe_grpc import SERVICE as GRAPHPIPE
 from penstock.server.front.grpc_admin import GrpcAdminFront
@@ -22,6 +23,7 @@ from penstock.server.front.grpc_reflection import Described, GrpcReflectionFront
 from penstock.server.front.grpc_repository import GrpcRepositoryFront
 from penstock.server.front.grpc_settings import GrpcSettingsFront
 from penstock.server.front.grpc_shared_memory import GrpcSharedMemoryFront
+from penstock.server.front.offload import Offload
 from penstock.server.front.oip_documents import extensions
 from penstock.server.front.restriction import Rules
 from penstock.server.gateway import Gateway
@@ -54,9 +56,12 @@ class GrpcService:
         logs: LogSettings,
         version: str,
         options: GrpcServiceOptions | None = None,
+        offload: Offload | None = None,
     ) -> None:
         self._options = options or GrpcServiceOptions()
-        self._infer = GrpcOipFront(gateway, regions=regions, forward=self._options.forward)
+        forward = self._options.forward
+        usable = regions if regions.allowed else NO_REGIONS
+        self._infer = GrpcOipFront(gateway, regions=usable, forward=forward, offload=offload)
         self._health = GrpcHealthFront(gateway, (*grpc_schema.SERVICES, *_TFS_SERVICES, GRAPHPIPE))
         self._fronts = (
             self._infer,

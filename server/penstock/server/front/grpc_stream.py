@@ -15,9 +15,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from penstock.protocol.errors import PenstockError
-from penstock.protocol.message import InferReply, Signature
+from penstock.protocol.message import InferReply, InferRequest, Signature
 from penstock.protocol.oip_proto import encode_stream_response
 from penstock.server.front.failure import failure
+from penstock.server.front.grpc_large import INLINE_MESSAGE_BYTES_MAX
+from penstock.server.front.offload import Work
 from penstock.server.grpc_seam import Call, CallHead
 from penstock.server.http_seam import Buffer
 from penstock.server.job import Job, StreamJob
@@ -44,6 +46,8 @@ class InferStream:
         self._errors_end = head.metadata.get(_ERRORS_END) == "true"
         self._jobs: set[Job] = set()
         self._paused: set[StreamJob] = set()
+        self._work: Work | None = None
+        """A message that is being decoded aside; those behind it wait with the transport."""
         self._half_closed = False
         self._over = False
 
@@ -51,26 +55,60 @@ class InferStream:
 
     @property
     def full(self) -> bool:
-        return len(self._jobs) >= REQUESTS_MAX
+        return self._work is not None or len(self._jobs) >= REQUESTS_MAX
 
     def received(self, message: Buffer) -> None:
         if self._over:
             return
-        front, asked = self._front, ""
+        front = self._front
         try:
+            if len(message) > INLINE_MESSAGE_BYTES_MAX:
+                self._work = front.large.decode(message, self._decoded, self._not_decoded)
+                if self._work is not None:
+                    return
             request = front.decoder.decode(message)
-            asked = request.id
+        except Exception as error:
+            self._fail("", front.refusal(error))
+        else:
+            self._submit(request)
+
+    def _submit(self, request: InferRequest) -> None:
+        front = self._front
+        try:
             front.add_forwarded(request, self._head)
             job = front.gateway.infer(request, self._done, None, self._call.deadline_ns, self._part)
         except Exception as error:
-            self._fail(asked, front.refusal(error))
+            self._fail(request.id, front.refusal(error))
         else:
             self._jobs.add(job)
 
+    def _decoded(self, request: InferRequest) -> None:
+        self._work = None
+        self._submit(request)
+        self._go_on()
+
+    def _not_decoded(self, error: Exception) -> None:
+        self._work = None
+        self._fail("", self._front.refusal(error))
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """After a message that was decoded aside: as after any other."""
+        if self._over:
+            return
+        if self._half_closed and not self._jobs:
+            self._end()
+        elif not self.full:
+            self._call.resume()
+
     def half_closed(self) -> None:
         self._half_closed = True
-        if not self._jobs:
+        if not self._busy:
             self._end()
+
+    @property
+    def _busy(self) -> bool:
+        return bool(self._jobs) or self._work is not None
 
     def drained(self) -> None:
         paused, self._paused = self._paused, set()
@@ -84,7 +122,7 @@ class InferStream:
 
     def leave(self, error: PenstockError) -> None:
         """Ends the call with ``error`` if nothing is in progress."""
-        if not self._jobs and not self._over:
+        if not self._busy and not self._over:
             self._close()
             self._call.fail(error)
 
@@ -136,7 +174,7 @@ class InferStream:
             self._paused.discard(job)
         if self._over:
             return
-        if self._half_closed and not self._jobs:
+        if self._half_closed and not self._busy:
             self._end()
         elif was_full and not self.full:
             self._call.resume()
@@ -149,6 +187,9 @@ class InferStream:
     def _close(self) -> None:
         self._over = True
         self._front.closed(self)
+        work, self._work = self._work, None
+        if work is not None:
+            work.cancel()
         jobs, self._jobs = self._jobs, set()
         for job in jobs:
             job.cancel()

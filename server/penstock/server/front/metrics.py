@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from penstock.server.front.routes import Routes
 from penstock.server.http_seam import Buffer, RequestHead, Responder
@@ -11,9 +11,9 @@ from penstock.server.models import ModelTable
 
 
 class MetricsFront:
-    """``connections`` gives the number of open client connections."""
+    """``connections`` gives the number of open client connections by port."""
 
-    def __init__(self, models: ModelTable, connections: Callable[[], int]) -> None:
+    def __init__(self, models: ModelTable, connections: Callable[[], Mapping[str, int]]) -> None:
         self._models = models
         self._connections = connections
 

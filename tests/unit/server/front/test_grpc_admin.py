@@ -151,8 +151,16 @@ async def test_statistics_of_one_of_some_and_of_all(server, gateway):
     assert (one.inference_count, one.execution_count, one.last_inference) == (5, 1, 1234)
     assert (one.inference_stats.success.count, one.inference_stats.success.ns) == (2, 300)
     assert [(b.batch_size, b.compute_infer.ns) for b in one.batch_stats] == [(5, 20)]
-    with pytest.raises(PenstockError, match="is not found"):
-        await server.unary(path("ModelStatistics"), name="nope")
+    for fields, text in (
+        ({"name": "nope"}, "requested model 'nope' is not available"),
+        (
+            {"name": "add", "version": "9"},
+            "requested model version is not available for model 'add'",
+        ),
+    ):
+        with pytest.raises(PenstockError, match=text) as caught:
+            await server.unary(path("ModelStatistics"), **fields)
+        assert caught.value.code is Code.INVALID_ARGUMENT
 
 
 async def test_index(server):
@@ -161,6 +169,9 @@ async def test_index(server):
         ("a", "1", "READY", ""), ("b", "2", "UNAVAILABLE", "no luck"), ("c", "", "", "")
     ]  # fmt: skip
     assert len((await server.unary(path("RepositoryIndex"), ready=True)).models) == 1
+    with pytest.raises(PenstockError, match="'repository_name' specification is not") as caught:
+        await server.unary(path("RepositoryIndex"), repository_name="first")
+    assert caught.value.code is Code.UNIMPLEMENTED
 
 
 async def test_load_and_unload(server, control):
@@ -192,10 +203,15 @@ async def test_load_and_unload(server, control):
 @pytest.mark.parametrize(
     ("method", "name", "value", "text"),
     [
-        ("Load", "config", {"bytes_param": b""}, "'config' parameter, expected string_param"),
-        ("Load", "file:1/a", {"string_param": ""}, "'file:1/a' parameter, expected bytes_param"),
+        ("Load", "config", {"bytes_param": b""}, "load parameter 'config', expected string_param."),
+        (
+            "Load",
+            "file:1/a",
+            {"string_param": ""},
+            "load parameter 'file:1/a', expected bytes_param.",
+        ),
         ("Load", "what", {"string_param": ""}, "unrecognized load parameter 'what'"),
-        ("Unload", "unload_dependents", {}, "expected bool_param"),
+        ("Unload", "unload_dependents", {}, "'unload_dependents' parameter, expected bool_param."),
     ],
 )
 async def test_parameters_of_the_wrong_kind(server, control, method, name, value, text):

@@ -221,14 +221,14 @@ async def test_a_deadline_that_is_none(served: Any, value: str) -> None:
     assert TIMEOUT_FIELD in json.loads(reply.body)["error"]
 
 
-@pytest.mark.parametrize("value", ["99999999999", "-1", "5000"])
+@pytest.mark.parametrize("value", ["99999999999", "-1", "5000", "9" * 40])
 async def test_a_length_beyond_the_body(served: Any, value: str) -> None:
     reply = await served.ask("POST", URL, b"12345", {LENGTH: value})
     text = f"inference header size should be in range (0, 5), got: {value}"
     assert (reply.status, json.loads(reply.body)["error"]) == (400, text)
 
 
-@pytest.mark.parametrize("value", ["abc", "", "1e3", "0x10", "9" * 40, "1 2"])
+@pytest.mark.parametrize("value", ["abc", "", "1e3", "0x10", "9" * 41, "1 2"])
 async def test_a_length_that_is_none(served: Any, value: str) -> None:
     reply = await served.ask("POST", URL, b"12345", {LENGTH: value})
     assert reply.status == 400

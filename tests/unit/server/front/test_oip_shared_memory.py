@@ -93,6 +93,8 @@ async def test_the_documents(shared: Any) -> None:
     one = {"name": "in", "key": "/in", "offset": 0, "byte_size": SIZE}
     assert await shared.json("GET", f"{url}/region/in/status") == [one]
     await shared.json("POST", f"{url}/region/odd%20name/register", {"key": "in", "byte_size": 8})
+    again = await shared.ask("POST", f"{url}/region/in/register", b'{"key": "in", "byte_size": 8}')
+    assert (again.status, again.headers["penstock-code"]) == (400, "ALREADY_EXISTS")  # as in Triton
     found = await shared.json("GET", f"{url}/status")
     assert [region["name"] for region in found] == ["in", "out", "odd name"]
     await shared.json("POST", f"{url}/region/in/unregister")
