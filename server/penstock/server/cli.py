@@ -63,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     parser = Parser(
         prog="penstock",
-        description="A model-serving gateway: GraphPipe and KServe v2 over HTTP.",
+        description="A model-serving gateway: KServe v2 and other protocols over HTTP and gRPC.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

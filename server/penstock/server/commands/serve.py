@@ -20,7 +20,7 @@ _NEEDED: Final = {
 }  # fmt: skip
 
 DESCRIPTION: Final = """\
-Serves models over GraphPipe and KServe v2 (Triton's protocol), on one HTTP port.
+Serves models over HTTP and gRPC: KServe v2 as Triton speaks it, GraphPipe, and other protocols.
 
 A repository is a folder in Triton's layout, REPOSITORY/MODEL/1/model.onnx, where each model may
 have a config.pbtxt; without one everything is read from the model file. A single model file will
@@ -91,7 +91,8 @@ def _add_models(group: Any) -> None:
         help="use configs/NAME.pbtxt in the models that have it",
     )  # fmt: skip
     group.add_argument(
-        "--disable-auto-complete-config", action="store_true",
+        "--disable-auto-complete-config", metavar="BOOL", type=values.truth, nargs="?",
+        const=True, default=False,
         help="refuse models whose config.pbtxt does not state every input and output",
     )  # fmt: skip
 
@@ -129,7 +130,7 @@ def _add_addresses(group: Any) -> None:
     )  # fmt: skip
     group.add_argument(
         "--http-port", metavar="PORT", type=values.port, default=8000,
-        help="GraphPipe and KServe v2; 0: any free port, off: none (default: %(default)s)",
+        help="HTTP, all protocols; 0: any free port, off: none (default: %(default)s)",
     )  # fmt: skip
     group.add_argument(
         "--metrics-port", metavar="PORT", type=values.port, default=8002,

@@ -136,7 +136,11 @@ class GrpcOipFront:
         """What to answer to a request that was not accepted because of ``error``."""
         if self.gateway.draining:
             return InferError(Code.UNAVAILABLE, _DRAINING)
-        return failure(error)
+        found = failure(error)
+        if found.code is Code.RESOURCE_EXHAUSTED:
+            # A full queue: UNAVAILABLE in Triton, and what the retries of its clients know.
+            return InferError(Code.UNAVAILABLE, found.message)
+        return found
 
     def encode(self, job: Job, reply: InferReply) -> list[Buffer]:
         """``reply`` to the request of ``job``, as a message."""

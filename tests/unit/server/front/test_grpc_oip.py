@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from penstock.protocol.errors import Code, PenstockError
+from penstock.protocol.errors import Code, InferError, PenstockError
 from penstock.server.front import grpc_stream
 from penstock.server.front.grpc_methods import table
 from penstock.server.front.grpc_oip import GrpcOipFront
@@ -125,6 +125,16 @@ async def test_what_is_returned_cancels_the_job(server, gateway, fake_call, fake
     await asyncio.sleep(0.1)
     assert not call.ended
     assert gateway.models.find("slow").lane.in_flight == 0
+
+
+async def test_a_full_queue_is_unavailable_as_in_triton(server, gateway, monkeypatch):
+    def refuse(*args):
+        raise InferError(Code.RESOURCE_EXHAUSTED, "Exceeds maximum queue size of 2 for model 'one'")
+
+    monkeypatch.setattr(gateway, "infer", refuse)
+    with pytest.raises(PenstockError, match="Exceeds maximum queue size") as caught:
+        await server.unary(INFER, **asked())
+    assert caught.value.code is Code.UNAVAILABLE
 
 
 async def test_a_server_that_goes_says_so(server, gateway):
