@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 from penstock.loadtest import children, loops, procstat
 from penstock.loadtest.blast import raise_fd_limit
+from penstock.loadtest.corrupt import Failure
 from penstock.loadtest.mutations_h2 import PREFACE, SERVICE, attack, call, infer_request
 
 _LEAK_FDS = 8
@@ -63,12 +64,6 @@ class Findings:
     @property
     def ok(self) -> bool:
         return not self.failures
-
-
-class Failure(Exception):
-    def __init__(self, kind: str, detail: str) -> None:
-        super().__init__(detail)
-        self.kind = kind
 
 
 async def besiege(siege: Siege) -> Findings:
