@@ -217,8 +217,14 @@ def _answer(
         responder.reply(200, OCTETS, buffers, fields + _LENGTH % length)
 
 
-def refuse(responder: Responder, error: PenstockError | None) -> None:
-    """Answers an error in the protocol's form."""
+_STATUSES: Final = {Code.ALREADY_EXISTS: 400}
+"""Triton's clients know no conflict: what is there already is a bad request."""
+
+
+def refuse(
+    responder: Responder, error: PenstockError | None, statuses: Mapping[Code, int] = _STATUSES
+) -> None:
+    """Answers an error as JSON; ``statuses`` stand instead of the codes' own."""
     error = error or InferError(Code.INTERNAL, "no reply")
     fields = b"Penstock-Code: %b\r\n" % error.code.name.encode()
     if error.message == "Unsupported compression type":
@@ -226,6 +232,5 @@ def refuse(responder: Responder, error: PenstockError | None) -> None:
     if error.code.retryable:
         fields += b"Retry-After: 1\r\n"
     body = oip_json.encode_error(error.message)
-    # Triton's clients know no conflict: what is there already is a bad request.
-    status = 400 if error.code is Code.ALREADY_EXISTS else error.code.http_status
+    status = statuses.get(error.code, error.code.http_status)
     responder.reply(status, JSON, (body,), fields)

@@ -8,17 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from penstock.protocol import oip_json
 from penstock.protocol.errors import Code, InferError, PenstockError
 from penstock.protocol.message import InferRequest
 from penstock.protocol.predict_form import Form
 from penstock.protocol.predict_json import SIGNATURE
+from penstock.server.front import oip
 from penstock.server.front.failure import failure
 from penstock.server.front.json_door import Inputs, JsonDoor, Read, Readers
 from penstock.server.front.operation import Schema, json_operation
 from penstock.server.front.routes import Routes
 from penstock.server.front.target import Target
-from penstock.server.http_seam import JSON, Buffer, Cancellable, RequestHead, Responder
+from penstock.server.http_seam import Buffer, Cancellable, RequestHead, Responder
 from penstock.server.version_labels import VersionLabels
 
 MODEL_PATHS: Final = (
@@ -26,7 +26,7 @@ MODEL_PATHS: Final = (
     "/v1/models/{model}/versions/{version}",
     "/v1/models/{model}/labels/{label}",
 )
-_TOO_MANY: Final = 429
+_STATUSES: Final = {Code.RESOURCE_EXHAUSTED: 429}
 """What TensorFlow Serving answers where a queue is full, and what its clients wait for."""
 
 
@@ -139,11 +139,4 @@ def _read_regress(readers: Readers, body: Buffer, inputs: Inputs) -> InferReques
 
 def refuse(responder: Responder, error: PenstockError | None) -> None:
     """Answers an error in the protocol's form."""
-    error = error or InferError(Code.INTERNAL, "no reply")
-    fields = b"Penstock-Code: %b\r\n" % error.code.name.encode()
-    if error.message == "Unsupported compression type":
-        fields += b"Accept-Encoding: gzip, deflate\r\n"
-    if error.code.retryable:
-        fields += b"Retry-After: 1\r\n"
-    status = _TOO_MANY if error.code is Code.RESOURCE_EXHAUSTED else error.code.http_status
-    responder.reply(status, JSON, (oip_json.encode_error(error.message),), fields)
+    oip.refuse(responder, error, _STATUSES)
