@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def test_tritons_platforms(alias):
 
 
 def test_an_unknown_backend_is_refused_with_the_known_ones():
-    with pytest.raises(LoadError, match=r"no backend 'tensorflow'; known are onnxruntime"):
+    with pytest.raises(LoadError, match=r"no backend 'tensorflow'; known are jax, lightgbm"):
         catalog.get("tensorflow")
 
 
@@ -55,10 +56,70 @@ def test_files(file, name):
     assert catalog.for_file(Path(file)) == name
 
 
+@pytest.mark.parametrize(
+    ("name", "file", "reads"),
+    [
+        ("openvino", "model.onnx", True),
+        ("tensorrt", "model.onnx", True),
+        ("tvm", "model.onnx", False),
+        ("openvino", "model.xml", True),
+        ("openvino", "model.plan", False),
+    ],
+)
+def test_what_a_named_backend_reads(name, file, reads):
+    assert catalog.reads(name, Path(file)) is reads
+
+
+@pytest.mark.parametrize(
+    ("name", "takes"),
+    [("onnxruntime", True), ("onnx", True), ("litert", False), ("tflite", False), ("tvm", False)],
+)
+def test_whose_artefacts_clients_may_send(name, takes):
+    assert catalog.takes_uploads(name) is takes
+
+
+class Mine(FakeBackend):
+    name = "mine"
+
+
+class Around:
+    """A backend that is made of another one."""
+
+    name = "around"
+    default_filename = "model.around"
+
+    def __init__(self):
+        self.inner = catalog.get("onnxruntime")
+
+
 def test_out_of_tree_backends(outside):
-    outside(mine="penstock.backends.fake:FakeBackend")
+    outside(mine=f"{__name__}:Mine")
     assert "mine" in catalog.names()
-    assert isinstance(catalog.get("mine"), FakeBackend)
+    assert isinstance(catalog.get("mine"), Mine)
+
+
+def test_a_backend_may_be_made_of_another_one(outside):
+    outside(around=f"{__name__}:Around")
+    made = []
+    thread = threading.Thread(target=lambda: made.append(catalog.get("around")), daemon=True)
+    thread.start()
+    thread.join(30)
+    assert [around.inner.name for around in made] == ["onnxruntime"]
+
+
+@pytest.mark.parametrize("value", ["penstock.backends.fake:FakeBackend", "builtins:object"])
+def test_a_backend_of_another_name_is_refused(outside, value):
+    """What --allow-code permits goes by the name; nobody may load under that of another."""
+    outside(mine=value)
+    with pytest.raises(LoadError, match="must have the name 'mine'"):
+        catalog.get("mine")
+    assert catalog.runs_code("mine")
+
+
+def test_entry_points_cannot_take_an_alias(outside):
+    outside(torch=f"{__name__}:Mine")
+    assert "torch" not in catalog.names()
+    assert catalog.get("torch").name == "pytorch"
 
 
 def test_entry_points_cannot_replace_what_is_built_in(outside):

@@ -1,6 +1,7 @@
 """The fake does what its table says, so that tests of the gateway can lean on it."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -224,3 +225,54 @@ def test_a_stream_waits_at_the_gate_for_each_response(tmp_path):
     gate.set()
     thread.join(10)
     assert len(got) == 2
+
+
+# --- abilities
+
+
+def able(gate=None, **options):
+    return load(FakeBackend(gate=gate), able="1", **options)
+
+
+def test_keeps_the_contract_with_every_ability(tmp_path):
+    report = check_backend(FakeBackend(), ModelSource("m", tmp_path, options={"able": "1"}))
+    assert {"clones", "interrupts", "results in place"} <= set(report.held)
+
+
+def test_an_interrupt_ends_a_run_at_its_gate():
+    session = able(threading.Event())
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(session.run, [rows(1)])
+        assert session.entered.acquire(timeout=10)
+        session.interrupt()
+        with pytest.raises(RunError, match="interrupted"):
+            run.result()
+    assert session.interrupts == 1
+
+
+def test_an_interrupt_ends_a_run_that_takes_its_time():
+    session = able(delay_ms="20000")
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(session.run, [rows(1)])
+        assert session.entered.acquire(timeout=10)
+        session.interrupt()
+        with pytest.raises(RunError, match="interrupted"):
+            run.result()
+
+
+def test_clones_are_remembered_and_closed_alone():
+    session = able()
+    clone = session.clone()
+    assert session.clones == [clone]
+    clone.close()
+    assert (clone.closed, session.closed) == (1, 0)
+
+
+def test_results_in_place():
+    session, out = able(kind="add_sub"), rows(2, 0)
+    made = session.run_into([rows(2, 5), rows(2, 3)], [None, out])
+    assert made[1] is out
+    assert (made[0] == 8).all()
+    assert (out == 2).all()
+    with pytest.raises(RunError, match=r"OUTPUT1' has shape \[2, 16\], the array for it \[3, 16\]"):
+        session.run_into([rows(2)] * 2, [None, rows(3)])

@@ -15,7 +15,14 @@ import pytest
 from onnx import TensorProto, helper
 
 from penstock.backends import onnxruntime as ours
-from penstock.backends.base import LoadError, ModelSource, RunError
+from penstock.backends.base import (
+    BoundSession,
+    CloneableSession,
+    InterruptibleSession,
+    LoadError,
+    ModelSource,
+    RunError,
+)
 from penstock.backends.conformance import Case, check_backend
 from penstock.backends.onnxruntime import DTYPES, OnnxRuntimeBackend, clean
 from penstock.loadtest.models import (
@@ -239,6 +246,178 @@ def test_a_run_lets_other_threads_work(tmp_path, load):
     stop.set()
     thread.join()
     assert during >= 3
+
+
+# Clones, interrupts, results in place
+
+
+def test_what_a_session_can_do(add_sub, load, tmp_path):
+    numbers = load(add_sub)
+    write_identity(tmp_path / "text.onnx", dt.BYTES)
+    text = load(tmp_path / "text.onnx")
+    for session in (numbers, text):
+        assert isinstance(session, CloneableSession)
+        assert isinstance(session, InterruptibleSession)
+    assert isinstance(numbers, BoundSession)
+    assert not isinstance(text, BoundSession), "strings have no memory of their own"
+
+
+def test_clones_share_the_weights(tmp_path, load):
+    write_mlp(tmp_path / "model.onnx", 64)
+    session = load(tmp_path / "model.onnx")
+    clone = session.clone()
+    assert clone._made is session._made
+    assert clone._run_options is not session._run_options
+    session.close()
+    with pytest.raises(LoadError, match="closed"):
+        session.clone()
+    assert clone.run([np.zeros((1, 784), np.float32)])[0].shape == (1, 10)
+
+
+@pytest.fixture
+def long_loop(build):
+    """A graph that counts to INPUT0 in a loop of some nodes: as long as one likes."""
+
+    def made(load):
+        body = helper.make_graph(
+            [
+                helper.make_node("Add", ["x_in", "one"], ["x_out"]),
+                helper.make_node("Identity", ["cond_in"], ["cond_out"]),
+            ],
+            "body",
+            [
+                helper.make_tensor_value_info("i", TensorProto.INT64, []),
+                helper.make_tensor_value_info("cond_in", TensorProto.BOOL, []),
+                helper.make_tensor_value_info("x_in", TensorProto.FLOAT, []),
+            ],
+            [
+                helper.make_tensor_value_info("cond_out", TensorProto.BOOL, []),
+                helper.make_tensor_value_info("x_out", TensorProto.FLOAT, []),
+            ],
+        )
+        constants = [
+            helper.make_tensor("one", TensorProto.FLOAT, [], [1]),
+            helper.make_tensor("zero", TensorProto.FLOAT, [], [0]),
+            helper.make_tensor("go", TensorProto.BOOL, [], [True]),
+        ]
+        nodes = [helper.make_node("Loop", ["n", "go", "zero"], ["y"], body=body)]
+        given, made = {"n": (TensorProto.INT64, [])}, {"y": (TensorProto.FLOAT, [])}
+        return load(build(nodes, given, made, constants))
+
+    return made
+
+
+FOR_EVER = [np.array(1 << 40)]
+
+
+def test_an_interrupt_ends_a_run_and_no_other(long_loop, load):
+    session = long_loop(load)
+    other = session.clone()
+    with ThreadPoolExecutor(2) as pool:
+        endless = pool.submit(session.run, FOR_EVER)
+        neighbour = pool.submit(other.run, [np.array(1 << 17)])
+        while not endless.done():
+            session.interrupt()  # again: it does nothing until the run has begun
+        with pytest.raises(RunError, match="the run was interrupted") as caught:
+            endless.result()
+        assert neighbour.result()[0] == 1 << 17, "a clone is no business of the interrupt"
+    assert not caught.value.caller_fault
+    session.interrupt()
+    assert session.run([np.array(3)])[0] == 3
+    assert session.run_into([np.array(4)], [None])[0] == 4
+
+
+def test_an_interrupt_ends_a_run_into(long_loop, load):
+    session = long_loop(load)
+    with ThreadPoolExecutor(1) as pool:
+        endless = pool.submit(session.run_into, FOR_EVER, [np.zeros((), np.float32)])
+        while not endless.done():
+            session.interrupt()
+        with pytest.raises(RunError, match="the run was interrupted"):
+            endless.result()
+
+
+def test_results_in_place_need_no_memory_of_the_engine(tmp_path, load):
+    path = tmp_path / "model.onnx"
+    write_identity(path, dt.FP32)
+    session = load(path)
+    given, out = np.random.rand(8, 1000).astype(np.float32), np.zeros((8, 1000), np.float32)
+    (made,) = session.run_into([given], [out])
+    assert made is out
+    assert np.array_equal(out, given)
+    given.flags.writeable = False  # as the views of a request are
+    out[:] = 0
+    session.run_into([given], [out])
+    assert np.array_equal(out, given)
+
+
+def test_constants_and_inputs_among_outputs_are_written_in_place_too(build, load):
+    constant = helper.make_tensor("c", TensorProto.FLOAT, [2], [1, 2])
+    nodes = [helper.make_node("Identity", ["x"], ["y"])]
+    x = (TensorProto.FLOAT, ["N", 2])
+    session = load(
+        build(nodes, {"x": x}, {"y": x, "c": (TensorProto.FLOAT, [2]), "x": x}, [constant])
+    )
+    given = np.full((3, 2), 7, np.float32)
+    outs = [np.zeros((3, 2), np.float32), np.zeros(2, np.float32), np.zeros((3, 2), np.float32)]
+    for wanted in (outs, [None, outs[1], None], [None, None, outs[2]], [None] * 3):
+        made = session.run_into([given], wanted)
+        assert [array.tolist() for array in made] == [[[7, 7]] * 3, [1, 2], [[7, 7]] * 3]
+        assert not any(np.may_share_memory(array, given) for array in made)
+        for array in made:
+            array[...] = 0
+    with pytest.raises(RunError):
+        session.run_into([given], [None, np.zeros(3, np.float32), None])
+    assert session.run([given])[1].tolist() == [1, 2]
+
+
+def test_a_shape_that_depends_on_data_is_refused_in_place(build, load):
+    nodes = [helper.make_node("NonZero", ["x"], ["y"])]
+    session = load(
+        build(nodes, {"x": (TensorProto.FLOAT, ["N"])}, {"y": (TensorProto.INT64, [1, "M"])})
+    )
+    given, out = np.array([1, 0, 1], np.float32), np.full((1, 3), -1)
+    with pytest.raises(RunError):
+        session.run_into([given], [out])
+    assert session.run_into([given], [np.zeros((1, 2), np.int64)])[0].tolist() == [[0, 2]]
+
+
+@pytest.mark.parametrize(
+    "arrays", [[], [np.zeros((1, 16), "i4")] * 3, [np.zeros((1, 4), "i4")] * 2]
+)
+def test_results_in_place_say_which_input_is_wrong(add_sub, load, arrays):
+    with pytest.raises(RunError, match=r"inputs given|'INPUT0' has shape") as caught:
+        load(add_sub).run_into(arrays, [None, None])
+    assert caught.value.caller_fault
+
+
+def test_a_closed_session_writes_nowhere(add_sub, load):
+    session = load(add_sub)
+    session.close()
+    with pytest.raises(RunError, match="closed"):
+        session.run_into([np.zeros((1, 16), np.int32)] * 2, [None, None])
+
+
+# What it runs on
+
+
+def test_the_engine_tells_its_version_and_devices(monkeypatch):
+    found = OnnxRuntimeBackend().engine()
+    assert (found.version, found.devices[0], found.missing) == (ort.__version__, "cpu", "")
+
+
+def test_gpus_are_told_only_where_the_build_and_the_driver_have_them(monkeypatch):
+    monkeypatch.setattr(ours, "device_names", lambda: ("cuda:0 (H200)",))
+    built = SimpleNamespace(__version__="9", get_available_providers=lambda: ["CPU"])
+    monkeypatch.setattr(ours, "_engine", lambda: built)
+    assert OnnxRuntimeBackend().engine().devices == ("cpu",)
+    built.get_available_providers = lambda: ["CUDAExecutionProvider"]
+    assert OnnxRuntimeBackend().engine().devices == ("cpu", "cuda:0 (H200)")
+
+
+def test_a_missing_engine_is_told_and_not_raised(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert "pip install 'penstock[onnx]'" in OnnxRuntimeBackend().engine().missing
 
 
 # What cannot be loaded

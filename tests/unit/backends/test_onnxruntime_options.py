@@ -1,6 +1,5 @@
 """Options reach ONNX Runtime under Triton's names; others are refused by name."""
 
-import logging
 from pathlib import Path
 
 import onnxruntime as ort
@@ -9,8 +8,9 @@ import pytest
 from penstock.backends.base import LoadError, ModelSource
 from penstock.backends.onnxruntime_options import (
     CONFIG_KEYS,
+    SHRINK,
     has_exact_int8,
-    providers,
+    is_quantized,
     run_options,
     session_options,
 )
@@ -28,7 +28,8 @@ def test_defaults_are_those_of_a_server():
     assert options.graph_optimization_level == ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     for pool in ("intra_op", "inter_op"):
         assert options.get_session_config_entry(f"session.{pool}.allow_spinning") == "0"
-    assert run_options(ort, source()) is None
+    with pytest.raises(RuntimeError):  # there is no such entry
+        run_options(ort, source())().get_run_config_entry(SHRINK)
 
 
 def test_tritons_parameters_are_taken():
@@ -50,8 +51,7 @@ def test_tritons_parameters_are_taken():
     assert not options.enable_mem_pattern
     assert options.get_session_config_entry("session.inter_op.allow_spinning") == "1"
     shrink = source(**{"memory.enable_memory_arena_shrinkage": "cpu:0"})
-    key = "memory.enable_memory_arena_shrinkage"
-    assert run_options(ort, shrink).get_run_config_entry(key) == "cpu:0"
+    assert run_options(ort, shrink)().get_run_config_entry(SHRINK) == "cpu:0"
 
 
 @pytest.mark.parametrize(
@@ -103,47 +103,83 @@ def test_refusals_name_the_option(key, value, said):
         session_options(ort, source(**{key: value}))
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("gpu_mem_limit", "0"),
-        ("arena_extend_strategy", "2"),
-        ("cudnn_conv_algo_search", "fastest"),
-        ("use_tf32", "maybe"),
-    ],
-)
-def test_cuda_values_are_checked_on_any_device(key, value):
-    with pytest.raises(LoadError, match=f"option '{key}'"):
-        providers(ort, source(**{key: value}))
+@pytest.mark.parametrize("value", ["", "cpu", "cpu:x", "0", "cpu:0,gpu:0", "tpu:0"])
+def test_arenas_to_shrink_are_checked(value):
+    with pytest.raises(LoadError, match=f"option '{SHRINK}' is '{value}'"):
+        run_options(ort, source(**{SHRINK: value}))
 
 
-def test_cuda_options_on_the_cpu_are_said_to_do_nothing(caplog):
-    with caplog.at_level(logging.WARNING):
-        assert providers(ort, source(gpu_mem_limit="5")) == [("CPUExecutionProvider", {})]
-    assert "gpu_mem_limit" in caplog.text
+def test_each_session_has_run_options_of_its_own():
+    make = run_options(ort, source(**{SHRINK: "cpu:0;gpu:0"}))
+    one, other = make(), make()
+    one.terminate = True
+    assert not other.terminate
 
 
-@pytest.mark.parametrize(
-    ("text", "exact"),
-    [
-        ("flags\t\t: fpu avx2 avx512_vnni\n", True),
-        ("flags : fpu avx2 avx_vnni\n", True),
-        ("flags : fpu amx_int8\n", True),
-        ("flags : fpu avx2\nflags : fpu avx2\n", False),
-        ("Features : fp asimd\n", True),
-        (None, True),
-    ],
-)
-def test_saturating_int8_is_recognised(tmp_path, text, exact):
+# The flags lines are those of real machines, shortened to what tells them apart.
+CPUS = {
+    "Intel Haswell, AVX2": ("flags\t\t: fpu sse4_1 sse4_2 avx fma avx2 bmi2\n", False),
+    "Intel Skylake-X, AVX512 without VNNI": (
+        "flags : avx avx2 avx512f avx512dq avx512cd avx512bw avx512vl\n", False),
+    "AMD Zen 3": ("flags : avx avx2 vaes vpclmulqdq\n", False),
+    "Intel Cascade Lake": ("flags : avx2 avx512f avx512vl avx512_vnni\n", True),
+    "Intel Alder Lake": ("flags : avx2 avx_vnni gfni\n", True),
+    "Intel Sapphire Rapids": ("flags : avx2 amx_bf16 amx_tile amx_int8\n", True),
+    "several cores": ("flags : fpu avx2\nflags : fpu avx2\n", False),
+    "a model name that lies": ("model name : vnni\nflags : fpu avx2\n", False),
+    "ARM": ("Features : fp asimd asimddp i8mm\n", True),
+    "no such file": (None, True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CPUS)
+def test_saturating_int8_is_recognised(tmp_path, name):
+    text, exact = CPUS[name]
     path = tmp_path / "cpuinfo"
     if text is not None:
         path.write_text(text)
     assert has_exact_int8(path) is exact
 
 
-def test_saturating_int8_is_avoided(monkeypatch):
+PRECISION = "session.x64quantprecision"
+
+
+@pytest.fixture
+def old_cpu(monkeypatch):
     monkeypatch.setattr("penstock.backends.onnxruntime_options.has_exact_int8", lambda: False)
-    options = session_options(ort, source())
-    assert options.get_session_config_entry("session.x64quantprecision") == "1"
-    options = session_options(ort, source(**{"session.x64quantprecision": "0"}))
-    assert options.get_session_config_entry("session.x64quantprecision") == "0"
+
+
+@pytest.mark.parametrize(
+    ("content", "quantized"),
+    [
+        (b"..QuantizeLinear..DequantizeLinear..", True),
+        (b"..DynamicQuantizeLinear..MatMulInteger..", True),
+        (b"..ConvInteger..", True),
+        (b"..QLinearConv..", True),
+        (b"..Conv..Relu..Gemm..MatMul..Int8Weights..", False),
+        (b"", True),
+    ],
+)
+def test_saturating_int8_is_avoided_where_a_model_has_it(tmp_path, old_cpu, content, quantized):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    for given in (path, tmp_path):
+        assert is_quantized(given) is quantized
+        options = session_options(ort, ModelSource("m", given))
+        if quantized:
+            assert options.get_session_config_entry(PRECISION) == "1"
+        else:
+            with pytest.raises(RuntimeError):  # there is no such entry
+                options.get_session_config_entry(PRECISION)
+
+
+def test_the_operator_knows_better(tmp_path, old_cpu):
+    options = session_options(ort, source(**{PRECISION: "0"}))
+    assert options.get_session_config_entry(PRECISION) == "0"
+
+
+def test_a_cpu_that_is_exact_reads_no_model(monkeypatch):
+    monkeypatch.setattr("penstock.backends.onnxruntime_options.has_exact_int8", lambda: True)
+    monkeypatch.setattr("penstock.backends.onnxruntime_options.is_quantized", None)
+    with pytest.raises(RuntimeError):
+        session_options(ort, source()).get_session_config_entry(PRECISION)
