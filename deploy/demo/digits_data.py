@@ -72,3 +72,17 @@ def shifted(
             rows = (offsets[:, 0] == down) & (offsets[:, 1] == right)
             result[rows] = padded[rows, :, down : down + 8, right : right + 8]
     return result
+
+
+def moved(
+    images: NDArray[np.float32], pixels: int, rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """The pictures, each moved at random by up to ``pixels`` in both directions, over zeros."""
+    side = images.shape[2]
+    padded = np.pad(images, ((0, 0), (0, 0), (pixels, pixels), (pixels, pixels)))
+    offsets = rng.integers(0, 2 * pixels + 1, (len(images), 2))
+    rows = [
+        picture[:, down : down + side, right : right + side]
+        for picture, (down, right) in zip(padded, offsets, strict=True)
+    ]
+    return np.stack(rows)
