@@ -8,7 +8,11 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+# Other engines than ONNX Runtime, half a gigabyte: where they are missing their tests are skipped,
+# and say so. `make install EXTRAS=dev,engines` has them all.
+comma := ,
+EXTRAS ?= dev$(if $(CI),$(comma)engines)
+STAMP := $(VENV)/.installed-$(subst $(comma),+,$(EXTRAS))
 # Handed on to the program or to pytest: make run ARGS="--http-port 9000"
 ARGS ?=
 # Sizes of the slow robustness proofs.
@@ -16,7 +20,7 @@ IDLE ?= 10000
 COUNT ?= 100000
 
 help: ## List these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## Make .venv with Penstock (editable) and every development tool
 
@@ -47,6 +51,12 @@ bench: $(STAMP) ## Measure the gateway as ratios that hold on any machine (ARGS=
 table: $(STAMP) ## Penstock beside a real Triton, by NVIDIA's load generator (40 minutes)
 	@exec $(BIN)/python -m penstock.loadtest.table $(ARGS)
 
+int8-table: $(STAMP) ## INT8 beside float, accuracy and speed, on this machine's CPU (3 minutes)
+	@exec $(BIN)/python deploy/demo/int8_table.py $(ARGS)
+
+engines-table: $(STAMP) ## Other engines beside ONNX Runtime, on this machine's CPU (1 minute)
+	@exec $(BIN)/python deploy/demo/engines_table.py $(ARGS)
+
 soak: $(STAMP) ## 10,000 idle connections beside load (IDLE=n: fewer)
 	@ulimit -n "$$(ulimit -Hn)"; exec $(BIN)/python -m penstock.loadtest.idle --idle $(IDLE) $(ARGS)
 
@@ -72,7 +82,8 @@ $(STAMP): pyproject.toml
 	  exit 1; }
 	@echo "installing into $(VENV) (once; a minute or two)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
 	@touch $@
 
-.PHONY: help install run test test-fast check fix bench table soak fuzz clean
+.PHONY: help install run test test-fast check fix
+.PHONY: bench table int8-table engines-table soak fuzz clean

@@ -24,9 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.zoo.engines import engine_or_skip
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+ENGINES = {"trees": ("lightgbm", "xgboost"), "compile": ("tvm",)}
+"""Pages whose examples need other engines than their name says, or than ONNX Runtime."""
 _BLOCK = re.compile(
     r"^```(?P<language>console|python) run\n(?P<code>.*?)^```$"
     r"(?:\s*^```text\n(?P<output>.*?)^```$)?",
@@ -83,6 +86,8 @@ def test_the_pages_have_examples() -> None:
     "page", [p for p in PAGES if any(blocks(p))], ids=lambda p: str(p.relative_to(ROOT))
 )
 def test_examples_run(page: Path, digits_server: Any, cannot_have: Any, tmp_path: Path) -> None:
+    for name in ENGINES.get(page.stem, (page.stem,) if page.parent.name == "backends" else ()):
+        engine_or_skip(name)
     ports = {"8000": digits_server.http, "8002": digits_server.metrics}
     ports |= {"8001": digits_server.grpc, **free_ports("9000", "9001", "9002")}
     bin_folder = Path(sys.executable).parent

@@ -1,8 +1,8 @@
 """Every job gets its own rows back, exactly once, whatever else goes on in its lane.
 
 Random mixes of shapes, rows, priorities, cancellations, deadlines and poison, on one to three
-workers, on sessions that may and may not be shared, starting inline or on threads; the borders
-between the two are set so close that lanes switch while they work.
+workers, on sessions that may and may not be shared or interrupted, starting inline or on threads;
+the borders between the two are set so close that lanes switch while they work.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.backends.base import ModelSource
-from penstock.backends.fake import FakeBackend, FakeSession
+from penstock.backends.fake import FakeAbleSession, FakeBackend, FakeSession
 from penstock.protocol import dtype as dt
 from penstock.protocol.errors import Code
 from penstock.protocol.message import Array, InferRequest, Signature, TensorSpec
@@ -37,6 +37,7 @@ class Submit:
     priority: int
     timeout_us: int
     poison: bool
+    deadline_us: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ SUBMIT = st.builds(
     priority=st.sampled_from([0, 0, 1, 2]),
     timeout_us=st.sampled_from([0, 0, 0, 1, 300, 1 << 40]),
     poison=st.sampled_from([False] * 7 + [True]),
+    deadline_us=st.sampled_from([0, 0, 0, 0, 400, 2000, 1 << 40]),
 )
 STEPS = st.lists(
     st.one_of(
@@ -88,14 +90,16 @@ def _compute(inputs: Sequence[Array]) -> Sequence[Array]:
     return [inputs[0].copy(), -inputs[0]]
 
 
-def _sessions(count: int, thread_safe: bool) -> list[FakeSession]:
+def _sessions(count: int, thread_safe: bool, able: bool) -> list[FakeSession]:
     free = (-1, -1)
     backend = FakeBackend(
         inputs=[TensorSpec("X", dt.INT32, free)],
         outputs=[TensorSpec("SAME", dt.INT32, free), TensorSpec("MINUS", dt.INT32, free)],
         compute=_compute,
     )
-    options = {"poison": str(POISON), "thread_safe": str(int(thread_safe))}
+    options = {"poison": str(POISON), "thread_safe": str(int(thread_safe)), "able": str(int(able))}
+    if able:  # long enough for an interrupt to meet it
+        options["delay_ms"] = "1"
     source = ModelSource("m", Path(), options=options)
     if thread_safe:
         return [backend.load(source)] * count
@@ -105,6 +109,8 @@ def _sessions(count: int, thread_safe: bool) -> list[FakeSession]:
 class Scene:
     def __init__(self, sessions: list[FakeSession], inline: bool) -> None:
         self.sessions = sessions
+        able = isinstance(sessions[0], FakeAbleSession)
+        self.pause_s = 0.0004 if able else 0  # long enough for a run to begin
         admission = Admission("m", sessions[0].inputs, sessions[0].outputs, ROWS_MAX)
         self.lane = Lane("m", "1", sessions, admission)
         self.lane.learned(0 if inline else 1_000_000)
@@ -116,7 +122,7 @@ class Scene:
                 self._submit(step)
             elif isinstance(step, Pause):
                 for _ in range(step.turns):
-                    await asyncio.sleep(0)
+                    await asyncio.sleep(self.pause_s)
             elif step.back <= len(self.sent):
                 self._cancel(self.sent[-step.back])
 
@@ -132,6 +138,8 @@ class Scene:
         plan = self.lane.admission.plan(request.signature)
         job = Job(request, [rows], plan.rows, plan.key, plan.wanted, self._done)
         job.priority = step.priority
+        if step.deadline_us:
+            job.deadline_ns = time.monotonic_ns() + step.deadline_us * 1000
         job.context = Sent(job, step, rows.copy())
         self.sent.append(job.context)
         self.lane.submit(job)
@@ -160,10 +168,15 @@ class Scene:
         job, step = sent.job, sent.step
         assert (job.reply is None) != (job.error is None)
         if job.error is not None:
-            expired = job.error.code is Code.UNAVAILABLE
-            assert step.timeout_us if expired else step.poison
-            assert expired or job.error.code is Code.INVALID_ARGUMENT
-            assert expired or job.error.message == f"input 'X' contains the poison {POISON}"
+            # Never that of an interrupt: it meets runs that nobody waits for, and no others.
+            if job.error.code is Code.UNAVAILABLE:
+                assert step.timeout_us
+            elif job.error.code is Code.DEADLINE_EXCEEDED:
+                assert time.monotonic_ns() >= job.deadline_ns > 0
+            else:
+                assert step.poison
+                assert job.error.code is Code.INVALID_ARGUMENT
+                assert job.error.message == f"input 'X' contains the poison {POISON}"
             return
         assert not step.poison
         same, minus = job.reply.arrays
@@ -173,9 +186,11 @@ class Scene:
         assert shapes == [sent.rows.shape] * 2
 
 
-async def _run(scene_of: tuple[int, bool, bool], steps: Sequence[Submit | Cancel | Pause]) -> None:
-    workers, thread_safe, inline = scene_of
-    scene = Scene(_sessions(workers, thread_safe), inline)
+async def _run(
+    scene_of: tuple[int, bool, bool, bool], steps: Sequence[Submit | Cancel | Pause]
+) -> None:
+    workers, thread_safe, able, inline = scene_of
+    scene = Scene(_sessions(workers, thread_safe, able), inline)
     async with asyncio.timeout(20):
         await scene.play(steps)
         await scene.lane.close()
@@ -185,15 +200,27 @@ async def _run(scene_of: tuple[int, bool, bool], steps: Sequence[Submit | Cancel
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.integers(1, 3), st.booleans(), st.booleans(), STEPS)
+@given(st.integers(1, 3), st.booleans(), st.booleans(), st.booleans(), STEPS)
 def test_every_job_gets_its_own_answer_once(
-    workers: int, thread_safe: bool, inline: bool, steps: list[Submit | Cancel | Pause]
+    workers: int, thread_safe: bool, able: bool, inline: bool, steps: list[Submit | Cancel | Pause]
 ) -> None:
     with (
         mock.patch("penstock.server.pace.INLINE_BELOW_NS", 90_000),
         mock.patch("penstock.server.pace.THREADS_ABOVE_NS", 110_000),
     ):
-        asyncio.run(_run((workers, thread_safe, inline), steps))
+        asyncio.run(_run((workers, thread_safe, able, inline), steps))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 3), st.lists(st.sampled_from([None, 0, 1, 1, 2]), min_size=6, max_size=20))
+def test_an_interrupt_never_hits_a_neighbour(workers: int, cancels: list[int | None]) -> None:
+    """A job a batch, each cancelled after so many pauses or never: what is ended is its own run."""
+    steps: list[Submit | Cancel | Pause] = []
+    for width, pauses in enumerate(cancels, start=1):
+        steps.append(Submit(1, width, 0, 0, poison=False))
+        if pauses is not None:
+            steps += [Pause(pauses), Cancel(1)]
+    asyncio.run(_run((workers, False, True, False), steps))
 
 
 @settings(max_examples=10, deadline=None)
@@ -202,4 +229,4 @@ def test_poison_among_many(inline: bool, healthy: int, random: Random) -> None:
     """All in one turn, so that they share batches."""
     steps = [Submit(1, 2, 0, 0, poison) for poison in [True] * 3 + [False] * healthy]
     random.shuffle(steps)
-    asyncio.run(_run((1, True, inline), steps))
+    asyncio.run(_run((1, True, False, inline), steps))

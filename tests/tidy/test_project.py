@@ -17,9 +17,9 @@ PORTIONS = {
     "loadtest/penstock/loadtest",
 }
 _LINK = re.compile(r"(?<!!)\[[^\]\[]*\]\(([^)\s]+)\)")
-_TARGET = re.compile(r"^([a-z][a-z-]*):.*?(?:## (.*))?$", re.MULTILINE)
+_TARGET = re.compile(r"^([a-z][a-z0-9-]*):.*?(?:## (.*))?$", re.MULTILINE)
 # A command of its own (in a console block or in backquotes), not "make" in a sentence.
-_MAKE = re.compile(r"(?:^\$ |`)make(?:\s+[A-Z]+=\S+)*\s+([a-z][a-z-]*)", re.MULTILINE)
+_MAKE = re.compile(r"(?:^\$ |`)make(?:\s+[A-Z]+=\S+)*\s+([a-z][a-z0-9-]*)", re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +55,10 @@ def test_the_changelog_tells_of_this_version(root: Path, project: dict[str, Any]
 
 def test_targets_explain_themselves(root: Path) -> None:
     makefile = (root / "Makefile").read_text()
-    phony = re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
+    phony = " ".join(re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE))
     assert phony
     explained = {name for name, text in _TARGET.findall(makefile) if text}
-    assert set(phony[1].split()) == explained
+    assert set(phony.split()) == explained
 
 
 def test_commands_in_documents_are_targets(root: Path, documents: dict[Path, str]) -> None:
@@ -92,8 +92,8 @@ def test_the_first_screen_has_the_two_commands(root: Path) -> None:
 
 
 def test_architecture_stays_short(root: Path) -> None:
-    """Three printed pages: about 1,500 words."""
-    assert len((root / "ARCHITECTURE.md").read_text().split()) <= 1_700
+    """Four printed pages: about 2,000 words."""
+    assert len((root / "ARCHITECTURE.md").read_text().split()) <= 2_000
 
 
 def _without_code(text: str) -> str:

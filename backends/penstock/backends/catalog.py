@@ -2,7 +2,7 @@
 
 The only place that names concrete backends, as lazy ``"module:Class"`` strings: nothing is imported
 before a model asks for it. Packages outside this repository add theirs with an entry point of the
-group ``penstock.backends``; the built-in names cannot be replaced that way.
+group ``penstock.backends``; the built-in names and aliases cannot be replaced that way.
 
 Contract: a backend object is made once per process and name, and shared.
 """
@@ -23,26 +23,62 @@ GROUP: Final = "penstock.backends"
 
 _BUILT_IN: Final[Mapping[str, str]] = {
     "fake": "penstock.backends.fake:FakeBackend",
+    "jax": "penstock.backends.jax:JaxBackend",
+    "lightgbm": "penstock.backends.lightgbm:LightGbmBackend",
+    "litert": "penstock.backends.litert:LiteRtBackend",
     "onnxruntime": "penstock.backends.onnxruntime:OnnxRuntimeBackend",
+    "openvino": "penstock.backends.openvino:OpenVinoBackend",
+    "python": "penstock.backends.python:PythonBackend",
+    "pytorch": "penstock.backends.pytorch:PyTorchBackend",
+    "tensorrt": "penstock.backends.tensorrt:TensorRtBackend",
+    "tvm": "penstock.backends.tvm:TvmBackend",
+    "xgboost": "penstock.backends.xgboost:XgBoostBackend",
 }
 
 _ALIASES: Final[Mapping[str, str]] = {
     # Values of `platform` in Triton's config.pbtxt, and what people write.
     "onnxruntime_onnx": "onnxruntime",
     "onnx": "onnxruntime",
+    "pytorch_libtorch": "pytorch",
+    "tensorrt_plan": "tensorrt",
+    "tflite": "litert",
+    "torch": "pytorch",
 }
 
 _SUFFIXES: Final[Mapping[str, str]] = {
+    ".engine": "tensorrt",
     ".fake": "fake",
+    ".jax": "jax",
+    ".lgb": "lightgbm",
     ".onnx": "onnxruntime",
     ".ort": "onnxruntime",
+    ".plan": "tensorrt",
+    ".pt": "pytorch",
+    ".pt2": "pytorch",
+    ".py": "python",
+    ".so": "tvm",
+    ".tflite": "litert",
+    ".ubj": "xgboost",
+    ".xgb": "xgboost",
+    ".xml": "openvino",
 }
 
-_DATA_ONLY: Final = frozenset({"fake", "onnxruntime"})
+_ONNX_TOO: Final = frozenset({"openvino", "tensorrt"})
+"""Backends that read ONNX besides what is theirs alone."""
+
+_DATA_ONLY: Final = frozenset(
+    {"fake", "jax", "lightgbm", "litert", "onnxruntime", "openvino", "xgboost"}
+)
 """Backends whose artefacts are data: loading one runs the engine, but no program that it brings."""
 
+_FROM_ANYBODY: Final = frozenset({"fake", "onnxruntime"})
+"""Backends whose engine may read files of people whom the operator does not know. The others' were
+made for files of one's own: that a damaged one does no harm is tried, a hostile one is another
+matter.
+"""
+
 _made: dict[str, Backend] = {}
-_making = threading.Lock()
+_making = threading.RLock()  # a backend may be made of another one
 
 
 def names() -> tuple[str, ...]:
@@ -79,12 +115,30 @@ def for_file(path: Path) -> str | None:
     return _SUFFIXES.get(path.suffix.lower())
 
 
+def reads(name: str, path: Path) -> bool:
+    """Whether the backend takes files with this extension, where a configuration names it."""
+    found = for_file(path)
+    return found == name or (found == "onnxruntime" and name in _ONNX_TOO)
+
+
 def runs_code(name: str) -> bool:
     """Whether an artefact of this backend may be a program (a library, a pickle, a plan, Python).
 
-    True for every backend that is not known better, such as all from other packages.
+    One from another package says so itself, with an attribute ``runs_code``; where it does not, or
+    cannot be imported, the answer is True.
     """
-    return canonical(name) not in _DATA_ONLY
+    name = canonical(name)
+    if name in _BUILT_IN:
+        return name not in _DATA_ONLY
+    try:
+        return bool(getattr(get(name), "runs_code", True))
+    except LoadError:
+        return True
+
+
+def takes_uploads(name: str) -> bool:
+    """Whether clients may send artefacts of this backend where the operator said nothing of it."""
+    return canonical(name) in _FROM_ANYBODY
 
 
 def _make(name: str) -> Backend:
@@ -96,11 +150,20 @@ def _make(name: str) -> Backend:
             made = _outside()[name]()()
         else:
             raise LoadError(f"there is no backend {name!r}; known are {', '.join(offered())}")
-    except (ImportError, AttributeError) as error:
+    except LoadError:
+        raise
+    except Exception as error:  # Of another package, or of an engine that breaks at its import.
         raise LoadError(f"backend {name!r} cannot be imported: {error}") from error
+    if getattr(made, "name", None) != name or not hasattr(made, "default_filename"):
+        # What is allowed, shown and counted goes by the name.
+        raise LoadError(
+            f"backend {name!r} is not usable: its class must have the name {name!r}, as its entry "
+            "point, and a default_filename"
+        )
     return cast(Backend, made)
 
 
 @functools.cache
 def _outside() -> dict[str, Callable[[], Any]]:
-    return {point.name: point.load for point in entry_points(group=GROUP)}
+    points = entry_points(group=GROUP)
+    return {point.name: point.load for point in points if point.name not in _ALIASES}

@@ -1,4 +1,4 @@
-"""Says in words why arrays do not fit declared specs, and reads the option values backends share.
+"""Says in words why arrays do not fit declared specs, and reads devices and options.
 
 Knows the contract's types only. Backends call ``refusal`` where their engine is silent or vague
 about what is wrong; it is not on the path of runs that succeed.
@@ -7,9 +7,10 @@ about what is wrong; it is not on the path of runs that succeed.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 
-from penstock.backends.base import LoadError
+from penstock.backends.base import LoadError, ModelSource
 from penstock.protocol.message import Array, TensorSpec
 
 
@@ -42,6 +43,13 @@ def unknown_option(key: str, known: Iterable[str], backend: str) -> LoadError:
     return LoadError(f"option {key!r} is not known to backend {backend!r}; {hint}")
 
 
+def known_options(given: Iterable[str], known: Iterable[str], backend: str) -> None:
+    """Refuses the first of the ``given`` options that is not ``known``."""
+    for key in given:
+        if key not in known:
+            raise unknown_option(key, known, backend)
+
+
 def flag(key: str, value: str) -> bool:
     """An on/off option: 1, true, 0 or false in any case.
 
@@ -67,3 +75,26 @@ def whole(key: str, value: str, least: int = 0) -> int:
     if text.isascii() and text.removeprefix("-").isdecimal() and int(text) >= least:
         return int(text)
     raise LoadError(f"option {key!r} is {value!r}; it must be a whole number of at least {least}")
+
+
+def only_cpu(source: ModelSource, backend: str) -> None:
+    """Refuses every device but the CPU."""
+    if source.device != "cpu":
+        raise LoadError(
+            f"device {source.device!r} is not known to backend {backend!r}, which runs on the CPU: "
+            "state kind: KIND_CPU in instance_group"
+        )
+
+
+def cuda_number(source: ModelSource, backend: str) -> int | None:
+    """The number of the CUDA device that is asked for; None where it is the CPU.
+
+    Raises:
+        LoadError: it is neither.
+    """
+    match = re.fullmatch(r"cpu|cuda:(\d+)", source.device, re.ASCII)
+    if match is None:
+        raise LoadError(
+            f"device {source.device!r} is not known to backend {backend!r}; use cpu or cuda:N"
+        )
+    return None if match[1] is None else int(match[1])

@@ -1,7 +1,8 @@
 """Proves that a backend keeps the contract of ``base``.
 
 Knows the contract only: no engine, no test framework. ``check_backend`` loads the given model, runs
-it and misuses it; the first broken clause raises AssertionError with a sentence that names it.
+it and misuses it; the first broken clause raises AssertionError with a sentence that names it. What
+only some sessions can do (``conformance_abilities``) is tried on those that can.
 
 The model must be deterministic. Where it can be batched (see ``batchable``) its rows must not
 influence each other, unless ``independent_rows`` is False.
@@ -11,33 +12,52 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import glob
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
-from typing import Final, cast
+from typing import Final
 
 import numpy as np
 
 from penstock.backends.base import (
     Backend,
+    BoundSession,
+    CloneableSession,
+    InterruptibleSession,
     LoadError,
     ModelSource,
+    Probing,
     RunError,
     Session,
     StreamingSession,
 )
 from penstock.backends.batchable import supports_batching
+from penstock.backends.conformance_abilities import (
+    check_clone,
+    check_engine,
+    check_interrupt,
+    check_into,
+    check_orphan,
+)
+from penstock.backends.conformance_runs import (
+    assert_like,
+    assert_sentence,
+    check_outputs,
+    check_specs,
+    made_up,
+    run_checked,
+)
 from penstock.protocol import dtype as dt
-from penstock.protocol.message import Array, TensorSpec, wire_array
+from penstock.protocol.message import Array
 
 UNKNOWN_OPTION: Final = "no_such_option_anywhere"
 UNKNOWN_DEVICE: Final = "nowhere:7"
 _THREADS: Final = 4
 _RUNS_A_THREAD: Final = 8
-_FREE: Final = 3
-"""Size given to free dimensions behind the first when inputs are made up."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -63,10 +83,12 @@ def check_backend(
     cases: Sequence[Case] | None = None,
     rows_max: int = 8,
     independent_rows: bool = True,
+    half_is_broken: bool = True,
 ) -> Report:
     """Runs ``backend`` with the model of ``source`` through every clause of the contract.
 
     ``cases`` are needed where made-up inputs would not do (small numbers, free dimensions of 3).
+    ``half_is_broken`` is False for artefacts of which half may be one too, such as a program.
 
     Raises:
         AssertionError: the first clause that is broken, in words.
@@ -74,6 +96,9 @@ def check_backend(
     """
     report = Report()
     _check_names(backend)
+    if isinstance(backend, Probing):
+        check_engine(backend)
+        report.held.append("engine")
     with closing(backend.load(source)) as session:
         check_specs(session)
         report.held.append("specs")
@@ -89,80 +114,33 @@ def check_backend(
             report.skipped.append("batches: the model has no common free first dimension")
         _check_refusals(session, tried[0].inputs)
         report.held.append("refusals")
-        if callable(getattr(session, "stream", None)):
-            _check_streams(cast("StreamingSession", session), tried[0].inputs)
-            report.held.append("streams")
         if session.thread_safe:
             _check_threads(session, tried[0].inputs)
             report.held.append("threads")
         else:
             report.skipped.append("threads: the session is not thread_safe")
+        _check_abilities(session, tried[0].inputs, report)
     _check_close(backend, source, tried[0].inputs)
     report.held.append("close")
     _check_load_errors(backend, source)
+    _check_damage(backend, source, half_is_broken)
     report.held.append("load errors")
     return report
 
 
-def made_up(specs: Sequence[TensorSpec], rows: int, seed: int = 0) -> list[Array]:
-    """Arrays that fit ``specs``: ``rows`` in a free first dimension; small numbers, repeatable."""
-    return [_values(spec, rows, seed + i) for i, spec in enumerate(specs)]
-
-
-def _values(spec: TensorSpec, rows: int, seed: int) -> Array:
-    sizes = [rows if i == 0 else _FREE for i in range(len(spec.shape))]
-    shape = [sizes[i] if want == -1 else want for i, want in enumerate(spec.shape)]
-    count: Array = (np.arange(int(np.prod(shape))) + seed) % 5
-    if spec.dtype is dt.BYTES:
-        return wire_array(np.array([f"text {n}" for n in count.tolist()], object).reshape(shape))[1]
-    if spec.dtype is dt.BF16:
-        return wire_array((count / 4).astype(np.float32).reshape(shape), dt.BF16)[1]
-    if spec.dtype.numpy.kind == "f":
-        count = count / 4
-    return count.astype(spec.dtype.numpy).reshape(shape)
-
-
-def check_specs(session: Session) -> None:
-    """The clauses about ``inputs``, ``outputs`` and ``thread_safe``."""
-    assert isinstance(session.thread_safe, bool), "thread_safe must be True or False"
-    assert session.outputs, "a session must declare at least one output"
-    for kind, specs in (("inputs", session.inputs), ("outputs", session.outputs)):
-        assert isinstance(specs, tuple), f"{kind} must be a tuple of TensorSpec"
-        names = [spec.name for spec in specs]
-        assert all(names), f"{kind} must all have names, but they are {names}"
-        assert len(set(names)) == len(names), f"{kind} must have different names, not {names}"
-        for spec in specs:
-            assert spec.dtype in dt.ALL, f"{spec.name}: {spec.dtype!r} is no element type of ours"
-            assert isinstance(spec.shape, tuple), f"{spec.name}: the shape must be a tuple"
-            sane = all(type(size) is int and size >= -1 for size in spec.shape)
-            assert sane, f"{spec.name}: sizes must be ints of at least -1, not {spec.shape}"
-
-
-def run_checked(session: Session, inputs: Sequence[Array]) -> list[Array]:
-    """One run with every clause about what comes back."""
-    return check_outputs(session, session.run(inputs))
-
-
-def check_outputs(session: Session, returned: Sequence[Array]) -> list[Array]:
-    """The clauses about what a run, or one response of a stream, gives back."""
-    outputs = list(returned)
-    wanted = len(session.outputs)
-    assert len(outputs) == wanted, f"run must return {wanted} outputs, it returned {len(outputs)}"
-    for spec, array in zip(session.outputs, outputs, strict=True):
-        what = f"output {spec.name!r}"
-        assert isinstance(array, np.ndarray), f"{what} must be an ndarray, not {type(array)}"
-        right = array.dtype == spec.dtype.numpy
-        assert right, f"{what} is declared {spec.dtype} but came as {array.dtype}"
-        fits = len(array.shape) == len(spec.shape) and all(
-            want in (-1, size) for want, size in zip(spec.shape, array.shape, strict=True)
-        )
-        assert fits, f"{what} is declared with shape {spec.shape} but came with {array.shape}"
-        assert array.flags.c_contiguous, f"{what} must be C-contiguous"
-        assert array.flags.aligned, f"{what} must be aligned"
-        if spec.dtype is dt.BYTES:
-            only_bytes = all(type(item) is bytes for item in array.reshape(-1).tolist())
-            assert only_bytes, f"{what} must hold bytes objects only"
-    return outputs
+def _check_abilities(session: Session, inputs: Sequence[Array], report: Report) -> None:
+    if isinstance(session, StreamingSession):
+        _check_streams(session, inputs)
+        report.held.append("streams")
+    if isinstance(session, CloneableSession):
+        check_clone(session, inputs)
+        report.held.append("clones")
+    if isinstance(session, InterruptibleSession):
+        check_interrupt(session, inputs)
+        report.held.append("interrupts")
+    if isinstance(session, BoundSession):
+        check_into(session, inputs)
+        report.held.append("results in place")
 
 
 def _check_names(backend: Backend) -> None:
@@ -176,7 +154,7 @@ def _check_cases(session: Session, cases: Sequence[Case]) -> None:
     for i, case in enumerate(cases):
         outputs = run_checked(session, case.inputs)
         if case.outputs is not None:
-            _assert_like(outputs, case.outputs, f"case {i} must give the outputs it states")
+            assert_like(outputs, case.outputs, f"case {i} must give the outputs it states")
 
 
 def _check_ownership(session: Session, inputs: Sequence[Array]) -> None:
@@ -184,7 +162,7 @@ def _check_ownership(session: Session, inputs: Sequence[Array]) -> None:
     for array in given:
         array.flags.writeable = False  # requests arrive as read-only views
     first = run_checked(session, given)
-    _assert_like(given, inputs, "run must not modify its inputs", exact=True)
+    assert_like(given, inputs, "run must not modify its inputs", exact=True)
     for array in given:
         array.flags.writeable = True
     kept = [array.copy() for array in first]
@@ -197,12 +175,12 @@ def _check_ownership(session: Session, inputs: Sequence[Array]) -> None:
     # Aliases that NumPy cannot see show when the memory is written to.
     for array in given:
         array[...] = np.zeros((), array.dtype) if array.dtype != object else b"overwritten"
-    _assert_like(first, kept, "outputs must outlive what happens to the inputs", exact=True)
+    assert_like(first, kept, "outputs must outlive what happens to the inputs", exact=True)
     for array in second:
         if array.flags.writeable:
             array[...] = np.zeros((), array.dtype) if array.dtype != object else b"overwritten"
     third = run_checked(session, inputs)
-    _assert_like(third, kept, "a caller that writes to outputs must not change later runs")
+    assert_like(third, kept, "a caller that writes to outputs must not change later runs")
 
 
 def _rows(inputs: Sequence[Array], rows: int) -> list[Array]:
@@ -220,7 +198,7 @@ def _check_batches(
             assert len(array) == rows, f"{spec.name!r}: {rows} rows in, {len(array)} rows out"
         if independent:
             first = [array[:1] for array in outputs]
-            _assert_like(first, alone, f"a row among {rows} must give what it gives alone")
+            assert_like(first, alone, f"a row among {rows} must give what it gives alone")
 
 
 def _wrong_inputs(session: Session, inputs: Sequence[Array]) -> list[tuple[str, list[Array]]]:
@@ -246,7 +224,7 @@ def _check_refusals(session: Session, inputs: Sequence[Array]) -> None:
         try:
             session.run(given)
         except RunError as error:
-            _assert_sentence(str(error), f"the RunError for {what}")
+            assert_sentence(str(error), f"the RunError for {what}")
             blames_caller = error.caller_fault
         except Exception as error:
             raise AssertionError(f"{what} must raise RunError, not {error!r}") from error
@@ -254,7 +232,7 @@ def _check_refusals(session: Session, inputs: Sequence[Array]) -> None:
             raise AssertionError(f"{what} must raise RunError, but the run succeeded")
         assert blames_caller, f"{what} is the caller's fault, the RunError must say so"
         after = run_checked(session, inputs)
-        _assert_like(after, before, f"the session must stay usable after {what}")
+        assert_like(after, before, f"the session must stay usable after {what}")
 
 
 def _check_streams(session: StreamingSession, inputs: Sequence[Array]) -> None:
@@ -267,8 +245,8 @@ def _check_streams(session: StreamingSession, inputs: Sequence[Array]) -> None:
     count = len(kept)
     assert len(again) == count, f"a stream must repeat itself: {count} and then {len(again)} times"
     for mine, copied, other in zip(first, kept, again, strict=True):
-        _assert_like(mine, copied, "responses must outlive their stream", exact=True)
-        _assert_like(other, copied, "a stream must repeat itself")
+        assert_like(mine, copied, "responses must outlive their stream", exact=True)
+        assert_like(other, copied, "a stream must repeat itself")
     unread = session.stream(inputs)
     next(unread, None)
     unread.close()
@@ -293,7 +271,7 @@ def _check_threads(session: Session, inputs: Sequence[Array]) -> None:
     def repeat(i: int) -> None:
         for _ in range(_RUNS_A_THREAD):
             said = "a thread_safe session must give each of several threads its own results"
-            _assert_like(run_checked(session, work[i]), alone[i], said)
+            assert_like(run_checked(session, work[i]), alone[i], said)
 
     with ThreadPoolExecutor(_THREADS) as pool:
         list(pool.map(repeat, range(_THREADS)))
@@ -310,9 +288,11 @@ def _check_close(backend: Backend, source: ModelSource, inputs: Sequence[Array])
         raise AssertionError(f"close must be idempotent, the second raised {error!r}") from error
     del one
     gc.collect()
-    _assert_like(outputs, kept, "outputs must outlive their session", exact=True)
+    assert_like(outputs, kept, "outputs must outlive their session", exact=True)
     again = run_checked(other, inputs)
-    _assert_like(again, kept, "closing one session must leave another of the same model usable")
+    assert_like(again, kept, "closing one session must leave another of the same model usable")
+    if isinstance(other, CloneableSession):
+        check_orphan(other, inputs)
     other.close()
 
 
@@ -326,44 +306,42 @@ def _check_load_errors(backend: Backend, source: ModelSource) -> None:
     assert UNKNOWN_OPTION in said, f"the LoadError must name the unknown option, not {said!r}"
     refused("an unknown device", device=UNKNOWN_DEVICE)
     refused("a missing file", path=source.path / "missing" / backend.default_filename)
-    whole = source.path / backend.default_filename if source.path.is_dir() else source.path
-    content = whole.read_bytes() if whole.is_file() else b""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / whole.name
-        damaged = {"a garbage file": b"\x93not a model\n" * 40, "an empty file": b""}
-        if content:
-            damaged["a truncated file"] = content[: len(content) // 2]
-        for what, data in damaged.items():
-            path.write_bytes(data)
-            refused(what, path=path)
+
+
+def _check_damage(backend: Backend, source: ModelSource, half_is_broken: bool) -> None:
+    _check_damaged(backend, source, "a garbage file", lambda _: b"\x93not a model\n" * 40)
+    _check_damaged(backend, source, "an empty file", lambda _: b"")
+    if half_is_broken and _main_file(backend, source.path).is_file():
+        _check_damaged(backend, source, "a truncated file", lambda whole: whole[: len(whole) // 2])
+
+
+def _check_damaged(
+    backend: Backend, source: ModelSource, what: str, damage: Callable[[bytes], bytes]
+) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / source.path.name
+        if source.path.is_dir():
+            shutil.copytree(source.path, path)
+        else:  # with what lies beside it under the same name
+            for file in source.path.parent.glob(f"{glob.escape(source.path.stem)}.*"):
+                if file.is_file():
+                    shutil.copy(file, scratch)
+        main = _main_file(backend, path)
+        main.write_bytes(damage(main.read_bytes() if main.is_file() else b""))
+        _load_refused(lambda: backend.load(dataclasses.replace(source, path=path)), what)
+
+
+def _main_file(backend: Backend, path: Path) -> Path:
+    return path / backend.default_filename if path.is_dir() else path
 
 
 def _load_refused(load: Callable[[], Session], what: str) -> str:
     try:
         session = load()
     except LoadError as error:
-        _assert_sentence(str(error), f"the LoadError for {what}")
+        assert_sentence(str(error), f"the LoadError for {what}")
         return str(error)
     except Exception as error:
         raise AssertionError(f"{what} must raise LoadError, not {error!r}") from error
     session.close()
     raise AssertionError(f"{what} must raise LoadError, but it was loaded")
-
-
-def _assert_sentence(text: str, what: str) -> None:
-    assert text.strip(), f"{what} must say what is wrong"
-    assert "\n" not in text, f"{what} must be one line, not {text!r}"
-
-
-def _assert_like(
-    got: Sequence[Array], wanted: Sequence[Array], clause: str, *, exact: bool = False
-) -> None:
-    assert len(got) == len(wanted), f"{clause}: {len(got)} arrays, not {len(wanted)}"
-    for i, (mine, other) in enumerate(zip(got, wanted, strict=True)):
-        same = mine.shape == other.shape and mine.dtype == other.dtype
-        if same and mine.dtype.kind == "f":
-            slack = 0.0 if exact else 1e-3
-            same = np.allclose(mine, other, rtol=slack, atol=slack / 10, equal_nan=True)
-        elif same:
-            same = np.array_equal(mine, other)
-        assert same, f"{clause}; array {i} differs"

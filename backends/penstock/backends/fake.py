@@ -25,6 +25,7 @@ Options (all strings):
 ``fail_runs``       this many first runs raise RunError, later ones succeed
 ``load_error``      ``load`` raises LoadError with this text
 ``thread_safe``     1 (default) or 0; where 0, overlapping runs raise AssertionError
+``able``            1: sessions can be cloned, interrupted and write in place (default 0)
 =================== ===============================================================================
 
 Puppet style: give the backend a ``gate`` (``threading.Event``); every run, and every response of a
@@ -55,7 +56,7 @@ _END: Final = "end"
 _KINDS: Final = ("identity", "add_sub", "echo_rows", "fail", "slow", "repeat")
 _OPTIONS: Final = (
     "kind", "dtype", "shape", "batch", "delay_ms", "poison", "poison_is_caller_fault",
-    "fail_runs", "load_error", "thread_safe", "times",
+    "fail_runs", "load_error", "thread_safe", "times", "able",
 )  # fmt: skip
 
 
@@ -107,8 +108,7 @@ class FakeBackend:
         if "load_error" in options:
             raise LoadError(options["load_error"])
         inputs, outputs, compute = self._own or _model(options)
-        kind = FakeStreamingSession if options.get("kind") == "repeat" else FakeSession
-        session = kind(inputs, outputs, compute, options, self._gate)
+        session = _session_class(options)(inputs, outputs, compute, options, self._gate)
         self.sessions.append(session)
         return session
 
@@ -214,6 +214,68 @@ class FakeSession:
                 )
 
 
+class FakeAbleSession(FakeSession):
+    """A fake model with every ability but to stream.
+
+    ``interrupts`` counts the calls of ``interrupt``; ``clones`` are in the order of their making.
+    An interrupt ends a run that waits, for its gate or for its time; one that computes goes on.
+    """
+
+    def __init__(
+        self,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        compute: Compute,
+        options: Mapping[str, str],
+        gate: threading.Event | None = None,
+    ) -> None:
+        super().__init__(inputs, outputs, compute, options, gate)
+        self.interrupts = 0
+        self.clones: list[FakeAbleSession] = []
+        self._made_of = (inputs, outputs, compute, options, gate)
+        self._interrupted = threading.Event()
+
+    def clone(self) -> FakeAbleSession:
+        """See ``CloneableSession.clone``."""
+        self.clones.append(FakeAbleSession(*self._made_of))
+        return self.clones[-1]
+
+    def interrupt(self) -> None:
+        """See ``InterruptibleSession.interrupt``."""
+        self.interrupts += 1
+        self._interrupted.set()
+
+    def run_into(self, inputs: Sequence[Array], outputs: Sequence[Array | None]) -> Sequence[Array]:
+        """See ``BoundSession.run_into``."""
+        made = list(self.run(inputs))
+        for i, given in enumerate(outputs):
+            if given is None:
+                continue
+            if given.shape != made[i].shape:
+                raise RunError(
+                    f"output {self.outputs[i].name!r} has shape {list(made[i].shape)}, the array "
+                    f"for it {list(given.shape)}"
+                )
+            given[...] = made[i]
+            made[i] = given
+        return made
+
+    def _begin(self, inputs: Sequence[Array]) -> None:
+        super()._begin(inputs)
+        self._interrupted.clear()
+
+    def _wait(self) -> None:
+        self.entered.release()
+        until = time.monotonic() + (GATE_S_MAX if self._gate is not None else self._delay_s)
+        while (left := until - time.monotonic()) > 0:
+            if self._gate is not None and self._gate.is_set():
+                return
+            if self._interrupted.wait(min(left, 0.001)):
+                raise RunError("the run was interrupted")
+        if self._gate is not None:
+            raise RunError(f"nobody opened the gate within {GATE_S_MAX:.0f} s")
+
+
 class FakeStreamingSession(FakeSession):
     """A fake model that can stream. ``streams`` counts those that ended: (responses, whole)."""
 
@@ -248,6 +310,12 @@ class FakeStreamingSession(FakeSession):
             self.streams.append((made, exhausted))
             with self._lock:
                 self._running -= 1
+
+
+def _session_class(options: Mapping[str, str]) -> type[FakeSession]:
+    if options.get("kind") == "repeat":
+        return FakeStreamingSession
+    return FakeAbleSession if flag("able", options.get("able", "0")) else FakeSession
 
 
 def _delay_s(options: Mapping[str, str]) -> float:

@@ -1,30 +1,29 @@
-"""Turns a ``ModelSource`` into ONNX Runtime session options, run options and providers.
+"""Turns a ``ModelSource`` into ONNX Runtime session options and run options.
 
 Knows ONNX Runtime's option names and Triton's names for them (the ``parameters`` of its ONNX
-Runtime backend). Knows nothing of arrays and of running. ``ort`` is the imported module, passed in
-so that this file imports without the engine.
+Runtime backend); those of providers are ``onnxruntime_providers``'. Knows nothing of arrays and of
+running. ``ort`` is the imported module, passed in so that this file imports without the engine.
 
 ONNX Runtime takes an unknown configuration key in silence, so keys are held against a list.
 
-Contract: an option that is not known, or has a value that cannot be, raises LoadError by name;
-a device that cannot be had raises LoadError, it never becomes the CPU.
+Contract: an option that is not known, or has a value that cannot be, raises LoadError by name.
 """
 
 from __future__ import annotations
 
 import functools
-import logging
+import mmap
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from penstock.backends import onnxruntime_providers
 from penstock.backends.base import LoadError, ModelSource
 from penstock.backends.checks import flag, unknown_option, whole
 
-_log = logging.getLogger(__name__)
-
 SHRINK: Final = "memory.enable_memory_arena_shrinkage"
+_ARENAS: Final = r"[cg]pu:\d+(;[cg]pu:\d+)*"
 
 CONFIG_KEYS: Final = frozenset({
     "session.disable_cpu_ep_fallback",
@@ -64,8 +63,6 @@ _LEVELS: Final[Mapping[str, str]] = {
     "layout": "ORT_ENABLE_LAYOUT",
     "all": "ORT_ENABLE_ALL",
 }
-_ALGO_SEARCH: Final = ("EXHAUSTIVE", "HEURISTIC", "DEFAULT")
-_EXTEND: Final = ("kNextPowerOfTwo", "kSameAsRequested")
 
 
 def _level(ort: Any, options: Any, key: str, value: str) -> None:
@@ -113,32 +110,7 @@ _SETTERS: Final[Mapping[str, Callable[[Any, Any, str, str], None]]] = {
 }
 
 
-def _choice(names: tuple[str, ...]) -> Callable[[str, str], str]:
-    """Reads a value given as Triton's number or as ONNX Runtime's name."""
-
-    def read(key: str, value: str) -> str:
-        text = value.strip()
-        if text in names:
-            return text
-        if text in map(str, range(len(names))):
-            return names[int(text)]
-        raise LoadError(f"option {key!r} is {value!r}; it must be one of {', '.join(names)}")
-
-    return read
-
-
-_CUDA: Final[Mapping[str, Callable[[str, str], str]]] = {
-    "gpu_mem_limit": lambda key, value: str(whole(key, value, 1)),
-    "arena_extend_strategy": _choice(_EXTEND),
-    "cudnn_conv_algo_search": _choice(_ALGO_SEARCH),
-    "cudnn_conv_use_max_workspace": lambda key, value: str(int(flag(key, value))),
-    "do_copy_in_default_stream": lambda key, value: str(int(flag(key, value))),
-    "prefer_nhwc": lambda key, value: str(int(flag(key, value))),
-    "use_ep_level_unified_stream": lambda key, value: str(int(flag(key, value))),
-    "use_tf32": lambda key, value: str(int(flag(key, value))),
-}
-
-KNOWN: Final = frozenset({*_SETTERS, *CONFIG_KEYS, *_CUDA, SHRINK})
+KNOWN: Final = frozenset({*_SETTERS, *CONFIG_KEYS, *onnxruntime_providers.KNOWN, SHRINK})
 
 
 def allow_spinning(options: Any, allowed: bool) -> None:
@@ -162,7 +134,7 @@ def session_options(ort: Any, source: ModelSource) -> Any:
     options.log_severity_level = 4
     # Other models and the event loop share these cores.
     allow_spinning(options, False)
-    if not has_exact_int8():
+    if not has_exact_int8() and is_quantized(source.path):
         options.add_session_config_entry("session.x64quantprecision", "1")
     if source.device != "cpu":
         # Refuses models of which one node would run on the CPU; the operator may say 0 to that.
@@ -175,43 +147,24 @@ def session_options(ort: Any, source: ModelSource) -> Any:
     return options
 
 
-def run_options(ort: Any, source: ModelSource) -> Any:
-    """``RunOptions`` for every run, None (cheaper) where there is nothing to say."""
-    arenas = source.options.get(SHRINK)
-    if arenas is None:
-        return None
-    options = ort.RunOptions()
-    options.log_severity_level = 4
-    options.add_run_config_entry(SHRINK, arenas)
-    return options
-
-
-def providers(ort: Any, source: ModelSource) -> list[tuple[str, dict[str, str]]]:
-    """The execution providers for ``source.device``.
+def run_options(ort: Any, source: ModelSource) -> Callable[[], Any]:
+    """Makes the ``RunOptions`` of one session: its runs are interrupted by them.
 
     Raises:
-        LoadError: the device is not ``cpu`` or ``cuda:N``, or this build of the engine lacks CUDA.
+        LoadError: the arenas to shrink are not written as the engine wants them.
     """
-    wishes = {key: value for key, value in source.options.items() if key in _CUDA}
-    cuda = {key: _CUDA[key](key, value) for key, value in wishes.items()}
-    if source.device == "cpu":
-        if cuda:
-            _log.warning(
-                "model %s runs on the CPU, so these do nothing: %s", source.name, ", ".join(cuda)
-            )
-        return [("CPUExecutionProvider", {})]
-    match = re.fullmatch(r"cuda:(\d+)", source.device)
-    if match is None:
-        raise LoadError(
-            f"device {source.device!r} is not known to backend 'onnxruntime'; use cpu or cuda:N"
-        )
-    if "CUDAExecutionProvider" not in ort.get_available_providers():
-        raise LoadError(
-            f"device {source.device!r} was asked for, but onnxruntime {ort.__version__} is built "
-            "without CUDA; for the CPU state kind: KIND_CPU in instance_group, for CUDA "
-            "pip uninstall onnxruntime, then pip install onnxruntime-gpu"
-        )
-    return [("CUDAExecutionProvider", {"device_id": match[1], **cuda})]
+    arenas = source.options.get(SHRINK)
+    if arenas is not None and re.fullmatch(_ARENAS, arenas) is None:
+        raise LoadError(f"option {SHRINK!r} is {arenas!r}; it must look like cpu:0 or cpu:0;gpu:0")
+
+    def make() -> Any:
+        options = ort.RunOptions()
+        options.log_severity_level = 4
+        if arenas is not None:
+            options.add_run_config_entry(SHRINK, arenas)
+        return options
+
+    return make
 
 
 @functools.cache
@@ -230,3 +183,22 @@ def has_exact_int8(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     if found is None:
         return True
     return any("vnni" in name or name == "amx_int8" for name in found[1].split())
+
+
+_QUANTIZED: Final = (b"Quantize", b"QLinear", b"QGemm", b"QAttention", b"Integer")
+"""What the names of all operators on 8-bit integers have in them, or a piece of it."""
+
+
+def is_quantized(path: Path) -> bool:
+    """Whether a model's graph computes with 8-bit integers, by the names that its file has in it.
+
+    True where that cannot be told: the option that depends on it costs speed, not results. Weights
+    in files of their own are not read.
+    """
+    if path.is_dir():
+        path = path / "model.onnx"
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as content:
+            return any(content.find(name) >= 0 for name in _QUANTIZED)
+    except (OSError, ValueError):
+        return True

@@ -36,6 +36,11 @@ class Alarm:
         self.at_ns = at_ns
         self._handle = self._loop.call_later(delay_s, self._rung)
 
+    def set_by(self, at_ns: int, now_ns: int) -> None:
+        """Moves it to ``at_ns`` unless it rings before that anyway."""
+        if not 0 < self.at_ns <= at_ns:
+            self.set(at_ns, now_ns)
+
     def cancel(self) -> None:
         if self._handle is not None:
             self._handle.cancel()

@@ -91,6 +91,9 @@ class ServeOptions:
     model_config_name: str = ""
     complete_configs: bool = True
     allow_code_upload: bool = False
+    allow_code: frozenset[str] = frozenset()
+    """Backends whose models may be programs."""
+    require_checksums: bool = False
     strict_readiness: bool = False
 
 
@@ -130,6 +133,8 @@ class App:
                     options.queue_jobs_max,
                     options.complete_configs,
                     options.allow_code_upload,
+                    options.allow_code,
+                    options.require_checksums,
                 ),
             ),
             self.models,

@@ -14,7 +14,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Final, NoReturn
 
-from penstock.server.commands import infer, models, serve, version
+from penstock.server.commands import backends, infer, models, quantize, serve, version
+from penstock.server.commands import compile as compiling
 from penstock.server.commands.failure import FAILED, USAGE, CommandError
 from penstock.server.commands.terminal import forgive
 
@@ -70,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"penstock {version.own_version()}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
-    for command in (serve, infer, models, version):
+    for command in (serve, infer, models, backends, compiling, quantize, version):
         command.add(commands)
     return parser
 

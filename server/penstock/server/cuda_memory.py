@@ -91,7 +91,7 @@ class CudaMapping:
 
     def __init__(self, runtime: CudaRuntime, address: int) -> None:
         self._runtime = runtime
-        self._address = address
+        self._address = self.memory_key = address
         weakref.finalize(self, runtime.close, address)
 
     def read(self, offset: int, byte_size: int) -> memoryview | None:

@@ -22,12 +22,13 @@ from collections import deque
 from collections.abc import Sequence
 from time import monotonic_ns, time_ns
 
-from penstock.backends.base import Session
+from penstock.backends.base import OffLoopSession, Session
 from penstock.protocol.errors import Code, InferError
 from penstock.protocol.message import InferReply
 from penstock.server.admission import Admission
 from penstock.server.alarm import Alarm
 from penstock.server.batching import BatchQueue
+from penstock.server.crew import Crew
 from penstock.server.curve import BatchCurve
 from penstock.server.job import Job, State
 from penstock.server.pace import Pace
@@ -35,7 +36,7 @@ from penstock.server.policy import LanePolicy
 from penstock.server.splitting import Splitter
 from penstock.server.stacking import Stacker
 from penstock.server.stats import FailReason, LaneStats
-from penstock.server.worker import BatchRun, ThreadWorker, execute
+from penstock.server.worker import BatchRun, ThreadWorker, execute, outlets_of
 
 _log = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ class Lane:
         self._loop = loop or asyncio.get_running_loop()
         self._lock = threading.Lock()
         self._inline = False
-        self._pace = Pace()
+        self._pace = Pace(any(isinstance(s, OffLoopSession) and s.off_loop for s in sessions))
         self._curve = BatchCurve(self._queue.rows_max)
         # A session may have more outputs than callers: those of a sequence's states.
         hidden = sessions[0].outputs[len(admission.outputs) :]
@@ -87,8 +88,8 @@ class Lane:
             (*reshapes, *[None] * len(hidden)),
         )
         self._stacker = Stacker(len(self._sessions[0].inputs))
-        self._threads: list[ThreadWorker] = []
-        self._parked: list[ThreadWorker] = []
+        self._outlets = outlets_of(self._sessions[0])
+        self._crew = Crew()
         self._finished: deque[BatchRun] = deque()
         self._expired: deque[Job] = deque()
         self._notified = False
@@ -141,8 +142,8 @@ class Lane:
         if not self._scheduled and not held:
             self._scheduled = True
             self._loop.call_soon(self._dispatch)
-        if job.deadline_ns and not 0 < self._alarm.at_ns <= job.deadline_ns:
-            self._alarm.set(job.deadline_ns, now)
+        if job.deadline_ns:
+            self._alarm.set_by(job.deadline_ns, now)
 
     def release(self, job: Job) -> bool:
         """Lets a job run that was held; False if it expired meanwhile, and is told so."""
@@ -163,9 +164,8 @@ class Lane:
             self._fail(job, error, FailReason.OTHER, monotonic_ns())
 
     def cancel(self, job: Job) -> None:
-        """Forgets ``job``: it is taken off the queue, or its result is dropped if it runs already.
-
-        ``on_done`` will not be called. Does nothing to a job that is done.
+        """Forgets ``job``, unless it is done: it is taken off the queue, or its result is dropped
+        and the run ended if nobody else waits for it. ``on_done`` will not be called.
         """
         with self._lock:
             waited = self._queue.cancel(job)
@@ -175,6 +175,11 @@ class Lane:
             return
         else:
             job.state = State.DONE
+            now = monotonic_ns()
+            with self._lock:
+                again_at = self._crew.give_up(now)
+            if again_at:
+                self._alarm.set_by(again_at, now)
         self.stats.fail_count[FailReason.CANCELED] += 1
         self.stats.fail_ns += monotonic_ns() - job.arrived_ns
         self._left()
@@ -196,7 +201,8 @@ class Lane:
         with self._lock:
             jobs = self._take()
         if jobs:
-            for run in execute(self._sessions[0], self._stacker, jobs, self._batches):
+            first, outlets = self._sessions[0], self._outlets
+            for run in execute(first, self._stacker, jobs, self._batches, outlets):
                 self._finish(run)
         self._finish_expired()
         if self._queue.ready and not self._scheduled:
@@ -204,10 +210,11 @@ class Lane:
             self._loop.call_soon(self._dispatch)
 
     def _wake_worker(self) -> None:
-        if not self._threads:
+        if not self._crew.workers:
             self._start_threads()
         with self._lock:
-            worker = self._parked.pop() if self._parked and self._queue.ready else None
+            parked = self._crew.parked
+            worker = parked.pop() if parked and self._queue.ready else None
         if worker is not None:
             worker.unpark()
 
@@ -220,24 +227,26 @@ class Lane:
     # ------------------------------------------------------------------ worker threads
 
     def _start_threads(self) -> None:
-        for i, session in enumerate(self._sessions):
-            self._threads.append(self._worker(f"{self.name}:{self.version}#{i}", session))
+        with self._lock:  # None takes a batch before all are there.
+            for i, session in enumerate(self._sessions):
+                self._crew.hire(self._worker(f"{self.name}:{self.version}#{i}", session))
 
     def _worker(self, name: str, session: Session) -> ThreadWorker:
         return ThreadWorker(name, session, self._batches, self._pull, self._deliver)
 
     def _pull(self, worker: ThreadWorker) -> list[Job] | None:
-        helper = None
+        helper, parked = None, self._crew.parked
         with self._lock:
             jobs: list[Job] | None = [] if self._inline else self._take()
+            worker.begin(jobs or ())
             if jobs:
                 # This worker is busy now: what it left is for one that sleeps.
-                if self._parked and self._queue.ready:
-                    helper = self._parked.pop()
+                if parked and self._queue.ready:
+                    helper = parked.pop()
             elif self._closing and not self._queue:
                 jobs = None
             else:
-                self._parked.append(worker)
+                parked.append(worker)
         if helper is not None:
             helper.unpark()
         # The last thing before the model runs and the GIL is free: woken any sooner, the loop would
@@ -247,7 +256,7 @@ class Lane:
         return jobs
 
     def _deliver(self, runs: list[BatchRun]) -> None:
-        awake = max(len(self._threads) - len(self._parked), 1)
+        awake = max(self._crew.awake, 1)
         for run in runs:
             run.workers = awake
         self._finished.extend(runs)
@@ -277,8 +286,9 @@ class Lane:
             except ValueError as error:  # Outputs that cannot have the shape that is declared.
                 run.error = InferError(Code.INTERNAL, f"model '{self.name}': {error}")
         if run.error is not None:
+            reason = FailReason.CANCELED if run.given_up else FailReason.BACKEND
             for job in run.jobs:
-                self._fail(job, run.error, FailReason.BACKEND, now)
+                self._fail(job, run.error, reason, now)
             return
         self._learn(run.infer_ns)
         self.stats.ran(
@@ -334,7 +344,7 @@ class Lane:
         elif self._pace.joins_loop(run_ns) and not self._closing:
             # Only while every thread sleeps: a session may not be safe to share.
             with self._lock:
-                self._inline = len(self._parked) == len(self._threads)
+                self._inline = not self._crew.awake
 
     # ------------------------------------------------------------------ deadlines
 
@@ -342,7 +352,7 @@ class Lane:
         now = monotonic_ns()
         with self._lock:
             self._expired.extend(self._queue.expire(now))
-            next_at = self._queue.wake_at()
+            next_at = self._crew.give_up(now, self._queue.wake_at())
         if next_at:
             self._alarm.set(next_at, now)
         self._finish_expired()  # Last: its callbacks may submit, and set the alarm themselves.
@@ -375,23 +385,11 @@ class Lane:
         self._inline = False
         self._alarm.cancel()
         with self._lock:
-            parked, self._parked = self._parked, []
+            parked = self._crew.call_up()
         for worker in parked:
             worker.unpark()
         await self._loop.run_in_executor(None, self._release)
 
     def _release(self) -> None:
-        ended = [worker.join(timeout_s=5) for worker in self._threads]
-        if not all(ended):
-            # A run that never returns, of jobs that nobody waits for: its session is in use.
-            _log.error("a worker of model %s hangs; its sessions stay open", self.name)
-            return
-        for session in {id(session): session for session in self._sessions}.values():
-            try:
-                session.close()
-            except Exception:
-                _log.exception("a session of model %s did not close", self.name)
-        # They hold the lane in turn, and a collector that was told to leave old objects alone would
-        # keep all of it.
-        self._threads.clear()
-        self._stacker = Stacker(0)
+        if self._crew.dismiss(self.name, self._sessions):
+            self._stacker = Stacker(0)

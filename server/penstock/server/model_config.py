@@ -134,6 +134,15 @@ class Warmup:
 
 
 @dataclass(frozen=True, slots=True)
+class Checksum:
+    """What a file of the model must hash to; ``path`` is relative to the model's directory."""
+
+    algorithm: Literal["md5", "sha256"]
+    path: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
     """The configuration of one model.
 
@@ -160,6 +169,7 @@ class ModelConfig:
     decoupled: bool = False
     default_model_filename: str = ""
     metric_tags: Mapping[str, str] = field(default_factory=dict)
+    checksums: tuple[Checksum, ...] = ()
     ignored: tuple[str, ...] = ()
 
 
@@ -177,6 +187,23 @@ def metadata_specs(config: ModelConfig) -> tuple[tuple[TensorSpec, ...], tuple[T
 
     def specs(tensors: tuple[TensorConfig, ...]) -> tuple[TensorSpec, ...]:
         return tuple(TensorSpec(t.name, _known(config, t), (*batch, *t.dims)) for t in tensors)
+
+    return specs(config.inputs), specs(config.outputs)
+
+
+def declared(config: ModelConfig) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """(inputs, outputs) at the model, as far as the operator stated them, for engines that cannot
+    ask their artefact. A side of which any tensor lacks its type or dims is empty.
+    """
+    batch = (-1,) if config.max_batch_size else ()
+
+    def specs(tensors: tuple[TensorConfig, ...]) -> tuple[TensorSpec, ...]:
+        stated = [
+            TensorSpec(t.name, t.dtype, (*batch, *(t.dims if t.reshape is None else t.reshape)))
+            for t in tensors
+            if t.dtype is not None and (t.dims or t.reshape is not None)
+        ]
+        return tuple(stated) if len(stated) == len(tensors) else ()
 
     return specs(config.inputs), specs(config.outputs)
 

@@ -46,12 +46,14 @@ def complete(
     outputs: Specs,
     batchable: bool,
     backend: str,
+    rows_limit: int = 0,
     default_model_filename: str = "",
     label_filenames: Mapping[str, str] | None = None,
 ) -> ModelConfig:
     """``config``, or nothing, filled up from the session's ``inputs`` and ``outputs``.
 
-    ``batchable`` is the backend's word that the first free dimension counts independent rows;
+    ``batchable`` is the backend's word that the first free dimension counts independent rows, and
+    ``rows_limit`` how many of them the session takes at most, 0 where it sets no limit;
     ``label_filenames`` are by output and used where the operator stated none. Without a stated
     ``max_batch_size`` a batchable model gets dynamic batches of as many rows as fit
     ``BATCH_BYTES_MAX``, unless the stated dims already include the batch dimension. Outputs that
@@ -64,7 +66,7 @@ def complete(
     message = joining.message
     message.backend = message.backend or (config.backend if config else "") or backend
     message.default_model_filename = message.default_model_filename or default_model_filename
-    joining.choose_batching(batchable and is_batchable(inputs, outputs))
+    joining.choose_batching(batchable and is_batchable(inputs, outputs), rows_limit)
     joining.fill_tensors()
     joining.fill_labels(label_filenames or {})
     joining.state_version_policy()
@@ -99,7 +101,7 @@ class _Joining:
     def _fail(self, reason: str) -> NoReturn:
         raise ConfigError(self.where, reason)
 
-    def choose_batching(self, batchable: bool) -> None:
+    def choose_batching(self, batchable: bool, rows_limit: int) -> None:
         m = self.message
         if m.HasField("max_batch_size"):
             return
@@ -110,7 +112,8 @@ class _Joining:
         rows = rows_that_fit(
             [(s.dtype, stated.get(s.name) or s.shape[1:]) for s in self._sides[0][1]]
         )
-        m.max_batch_size = max(rows, *m.dynamic_batching.preferred_batch_size, 0)
+        rows = max(rows, *m.dynamic_batching.preferred_batch_size, 0)
+        m.max_batch_size = min(rows, rows_limit) if rows_limit else rows
         if m.WhichOneof("scheduling_choice") is None:
             m.dynamic_batching.SetInParent()
 

@@ -8,13 +8,14 @@ Contract: the message is taken over (its ``name`` is filled in) and belongs to t
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
-from typing import Any, Final, NoReturn
+from typing import Any, Final, Literal, NoReturn
 
 from penstock.protocol.dtype import BY_NAME, BYTES, DType
 from penstock.server.model_config import (
     All,
+    Checksum,
     ConfigError,
     DeviceKind,
     DynamicBatching,
@@ -28,6 +29,7 @@ from penstock.server.model_config import (
     Warmup,
     WarmupInput,
 )
+from penstock.server.model_config_accelerator import accelerator_options
 from penstock.server.model_config_schema import DATA_TYPES
 from penstock.server.model_config_sequence import SequenceBatching, read_sequence_batching
 from penstock.server.model_config_support import findings
@@ -48,6 +50,9 @@ _DTYPES: Final[dict[int, DType]] = {
 }
 DATA_TYPE_NUMBERS: Final[dict[str, int]] = {dtype.name: n for n, dtype in _DTYPES.items()}
 """By the dtype's v2 name: the schema's number."""
+
+_ALGORITHMS: Final[dict[str, Literal["md5", "sha256"]]] = {"MD5": "md5", "SHA256": "sha256"}
+_DIGESTS: Final = {"md5": "[0-9a-fA-F]{32}", "sha256": "[0-9a-fA-F]{64}"}
 
 _LABEL_NAME: Final = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*", re.ASCII)
 _OWN_LABELS: Final = ("model", "version", "reason", "le")
@@ -102,7 +107,7 @@ class _Reader:
             dynamic_batching=self._dynamic_batching(),
             sequence_batching=self._sequence_batching(),
             instance_groups=self._instance_groups(),
-            parameters={key: m.parameters[key].string_value for key in sorted(m.parameters)},
+            parameters=self._parameters(),
             model_warmup=tuple(self._warmup(i, w) for i, w in enumerate(m.model_warmup)),
             response_cache=m.response_cache.enable,
             decoupled=m.model_transaction_policy.decoupled,
@@ -110,8 +115,20 @@ class _Reader:
                 "default_model_filename", m.default_model_filename
             ),
             metric_tags=self._metric_tags(),
+            checksums=tuple(self._checksums()),
             ignored=tuple(ignored),
         )
+
+    def _parameters(self) -> dict[str, str]:
+        m = self._message
+        stated = {key: m.parameters[key].string_value for key in sorted(m.parameters)}
+        backend = m.backend or BACKEND_OF_PLATFORM.get(m.platform, "")
+        if backend not in ("", "onnxruntime"):
+            return stated  # Accelerators are ONNX Runtime's alone.
+        try:
+            return {**accelerator_options(m), **stated}
+        except ValueError as error:
+            self._fail(str(error))
 
     def _fail(self, reason: str) -> NoReturn:
         raise ConfigError(self._where, reason)
@@ -145,6 +162,22 @@ class _Reader:
                     f"and _ and must not be one of {', '.join(_OWN_LABELS)}"
                 )
         return tags
+
+    def _checksums(self) -> Iterator[Checksum]:
+        """Of Triton's agent ``checksum``: parameters such as ``MD5:1/model.onnx``."""
+        for i, agent in enumerate(self._message.model_repository_agents.agents):
+            path = f"model_repository_agents.agents[{i}]"
+            if agent.name != "checksum":
+                self._fail(f"not supported: {path}: the only agent is 'checksum'")
+            for key in sorted(agent.parameters):
+                kind, _, name = key.partition(":")
+                algorithm = _ALGORITHMS.get(kind.upper())
+                if algorithm is None or not name or check_filename(name):
+                    self._fail(f"{path}: {key!r} is not MD5:FILE or SHA256:FILE")
+                digest = agent.parameters[key].strip()
+                if not re.fullmatch(_DIGESTS[algorithm], digest):
+                    self._fail(f"{path}: {digest[:80]!r} is no {kind.upper()} of {name}")
+                yield Checksum(algorithm, name, digest)
 
     # -- tensors
 

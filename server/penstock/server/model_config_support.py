@@ -26,8 +26,6 @@ REFUSED: Final[dict[str, str]] = {
     "input.is_non_linear_format_io": "TensorRT's non-linear formats are not implemented",
     "output.is_non_linear_format_io": "TensorRT's non-linear formats are not implemented",
     "model_operations": "libraries of custom operators execute code and are not loaded",
-    "model_repository_agents": "repository agents are not implemented, and a skipped checksum "
-    "would go unnoticed",
     "response_cache.enable": "the response cache is not implemented",
     "cc_model_filenames": "one file per compute capability is not implemented; use "
     "default_model_filename",
@@ -53,8 +51,8 @@ IGNORED: Final[dict[str, str]] = {
     "sequence_batching.state.use_same_buffer_for_input_output": "states are copied between "
     "requests",
     "input.optional": "requests must hold every input",
-    "optimization.execution_accelerators": "the model runs on ONNX Runtime's own kernels for the "
-    "device of its instance_group",
+    "optimization.execution_accelerators.cpu_execution_accelerator": "on a CPU the model runs on "
+    "the kernels of its backend",
     "optimization.graph": "the backend's own default level applies",
     "optimization.priority": _TENSORRT_ONLY,
     "optimization.cuda": _TENSORRT_ONLY,

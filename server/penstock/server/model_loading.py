@@ -9,52 +9,72 @@ it opened and raises. ``opened`` is quick and runs on the event loop.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 
 from penstock.backends import catalog
-from penstock.backends.base import Backend, LoadError, ModelSource, Session
+from penstock.backends.base import (
+    Backend,
+    CloneableSession,
+    LoadError,
+    ModelSource,
+    Session,
+    StreamingSession,
+)
 from penstock.backends.batchable import supports_batching
 from penstock.protocol.message import Array, ModelMetadata
 from penstock.server.admission import Admission
 from penstock.server.lane import Lane
-from penstock.server.model_config import ConfigError, ModelConfig, metadata_specs, reshapes
+from penstock.server.model_checksums import verify
+from penstock.server.model_config import (
+    ConfigError,
+    ModelConfig,
+    declared,
+    metadata_specs,
+    reshapes,
+)
 from penstock.server.model_config_complete import complete, load_labels
 from penstock.server.model_warmup import learn, warm_up
 from penstock.server.models import Loaded
-from penstock.server.placement import place
+from penstock.server.placement import Placement, place
 from penstock.server.policy import policy_of
-from penstock.server.repository_layout import ModelDirectory
+from penstock.server.repository_layout import ModelDirectory, is_temporary
 from penstock.server.sequence_session import in_order, initial_states
 from penstock.server.sequences import Sequences
 from penstock.server.stream_lane import StreamLane
-from penstock.server.stream_worker import can_stream
 
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
     """What holds for every model. ``queue_jobs_max`` is for those that state none.
 
-    Without ``complete_configs`` a model must state its inputs and outputs. ``code_from_requests``
-    lets clients send artefacts that are programs.
+    Without ``complete_configs`` a model must state its inputs and outputs. ``code_backends`` are
+    those whose artefacts may be programs, ``code_from_requests`` lets clients send such too, and
+    whatever else could harm. With ``checksums_required`` a version without any is refused.
     """
 
     cores: int = 1
     queue_jobs_max: int = 4096
     complete_configs: bool = True
     code_from_requests: bool = False
+    code_backends: Container[str] = ()
+    checksums_required: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A version to load. ``from_request`` says that a client sent its files."""
+    """A version to load. ``from_request`` says that a client sent its files, and
+    ``configured_by_request`` that one sent its configuration.
+    """
 
     model: ModelDirectory
     config: ModelConfig | None
     version: int
     from_request: bool = False
+    configured_by_request: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +95,12 @@ class Prepared:
 
 
 def close_all(sessions: Sequence[Session]) -> None:
-    """Closes each session once; the same one may stand in ``sessions`` several times."""
-    for session in {id(session): session for session in sessions}.values():
-        session.close()
+    """Closes each session once; the same one may stand in ``sessions`` several times. All of them
+    are closed even if one cannot be, which is raised in the end.
+    """
+    with contextlib.ExitStack() as stack:
+        for session in {id(session): session for session in sessions}.values():
+            stack.callback(session.close)
 
 
 def prepare(wanted: Wanted, options: LoadOptions) -> Prepared:
@@ -91,50 +114,72 @@ def prepare(wanted: Wanted, options: LoadOptions) -> Prepared:
     model, config = wanted.model, wanted.config
     backend, path = _backend_and_artefact(model, config, wanted.version)
     _check_allowed(wanted, backend, options)
+    verify(
+        path,
+        folder=model.directory,
+        stated=config.checksums if config else (),
+        required=options.checksums_required,
+    )
     sessions: list[Session] = []
     try:
-        for placement in place(config.instance_groups if config else (), options.cores):
-            source = ModelSource(
-                model.name,
-                path,
-                placement.device,
-                placement.threads,
-                config.parameters if config else {},
-            )
-            first = backend.load(source)
-            sessions.append(first)
-            _check_streams(config, first, backend)
-            sessions.extend(
-                first if first.thread_safe else backend.load(source)
-                for _ in range(placement.count - 1)
-            )
-        session = sessions[0]
-        batchable = options.complete_configs and supports_batching(session)
-        inputs, outputs = session.inputs, session.outputs
-        initial: Sequence[Array] = ()
-        if config is not None and config.sequence_batching is not None:
-            sequences = config.sequence_batching
-            sessions[:] = in_order(sessions, sequences)
-            session = sessions[0]
-            inputs = session.inputs[: len(inputs) - len(sequences.hidden_inputs)]
-            outputs = session.outputs[: len(outputs) - len(sequences.hidden_outputs)]
-            initial = initial_states(sequences, model.directory)
-        done = complete(
-            config,
-            name=model.name,
-            inputs=inputs,
-            outputs=outputs,
-            batchable=batchable,
-            backend=backend.name,
-            default_model_filename=path.name,
-        )
+        _open(sessions, backend, path, wanted, options)
+        done, initial = _completed(sessions, backend, path, wanted, options)
         labels = load_labels(model.directory, done)
-        warm_up(done, session, model.directory)
-        run_ns = 0 if done.decoupled else learn(done, session)
+        warm_up(done, sessions[0], model.directory)
+        run_ns = 0 if done.decoupled else learn(done, sessions[0])
     except BaseException:
-        close_all(sessions)
+        with contextlib.suppress(Exception):  # What went wrong first is what is told.
+            close_all(sessions)
         raise
     return Prepared(done, sessions, labels, run_ns, monotonic() - started, initial)
+
+
+def _open(
+    sessions: list[Session], backend: Backend, path: Path, wanted: Wanted, options: LoadOptions
+) -> None:
+    """Adds a session for each worker, one by one, so that the caller can close them."""
+    config = wanted.config
+    groups = config.instance_groups if config else ()
+    for placement in place(groups, options.cores, getattr(backend, "device", "cpu")):
+        source = _source(wanted.model.name, path, config, placement)
+        first = backend.load(source)
+        sessions.append(first)
+        _check_streams(config, first, backend)
+        for _ in range(placement.count - 1):
+            sessions.append(_another(first, backend, source))
+
+
+def _completed(
+    sessions: list[Session], backend: Backend, path: Path, wanted: Wanted, options: LoadOptions
+) -> tuple[ModelConfig, Sequence[Array]]:
+    """The configuration with what the sessions say, and the states that a sequence begins with.
+
+    With sequences the sessions are replaced by such that take inputs in the order of a sequence.
+    """
+    config, model = wanted.config, wanted.model
+    session = sessions[0]
+    rows_limit = getattr(session, "rows_max", 0)
+    batchable = options.complete_configs and supports_batching(session)
+    inputs, outputs = session.inputs, session.outputs
+    initial: Sequence[Array] = ()
+    if config is not None and config.sequence_batching is not None:
+        sequences = config.sequence_batching
+        sessions[:] = in_order(sessions, sequences)
+        inputs, outputs = sessions[0].inputs, sessions[0].outputs
+        inputs = inputs[: len(inputs) - len(sequences.hidden_inputs)]
+        outputs = outputs[: len(outputs) - len(sequences.hidden_outputs)]
+        initial = initial_states(sequences, model.directory)
+    done = complete(
+        config,
+        name=model.name,
+        inputs=inputs,
+        outputs=outputs,
+        batchable=batchable,
+        rows_limit=rows_limit,
+        backend=backend.name,
+        default_model_filename=path.name,
+    )
+    return done, initial
 
 
 def opened(prepared: Prepared, wanted: Wanted, options: LoadOptions) -> Loaded:
@@ -174,14 +219,47 @@ def opened(prepared: Prepared, wanted: Wanted, options: LoadOptions) -> Loaded:
     return Loaded(lane, config, metadata, prepared.labels, prepared.load_s, sequences)
 
 
+def _source(name: str, path: Path, config: ModelConfig | None, placement: Placement) -> ModelSource:
+    device, threads = placement.device, placement.threads
+    if config is None:
+        return ModelSource(name, path, device, threads)
+    rows_max = config.max_batch_size or 0
+    return ModelSource(name, path, device, threads, config.parameters, *declared(config), rows_max)
+
+
+def _another(first: Session, backend: Backend, source: ModelSource) -> Session:
+    """A session for one more worker: over the same weights, the same one, or a second load."""
+    if isinstance(first, CloneableSession):
+        return first.clone()
+    return first if first.thread_safe else backend.load(source)
+
+
 def _check_allowed(wanted: Wanted, backend: Backend, options: LoadOptions) -> None:
-    if wanted.from_request and not options.code_from_requests and catalog.runs_code(backend.name):
+    programs = catalog.runs_code(backend.name)
+    if not options.code_from_requests:
+        _check_request(wanted, backend, programs)
+    if programs and backend.name not in options.code_backends:
         raise LoadError(
-            f"models of backend '{backend.name}' are programs, which this server takes from its "
-            "repository only; see --allow-code-upload"
+            f"models of backend '{backend.name}' are programs; to serve them start the server with "
+            f"--allow-code {backend.name}"
         )
     if not options.complete_configs:
         _check_complete(wanted.model, wanted.config)
+
+
+def _check_request(wanted: Wanted, backend: Backend, programs: bool) -> None:
+    """What a request may bring where the operator does not trust whoever sends it."""
+    if wanted.from_request and (programs or not catalog.takes_uploads(backend.name)):
+        what = "are programs" if programs else "can harm the server if they are made for that"
+        raise LoadError(
+            f"models of backend '{backend.name}' {what}: this server takes them from its "
+            "repository only; see --allow-code-upload"
+        )
+    if wanted.configured_by_request and programs and wanted.config and wanted.config.parameters:
+        raise LoadError(
+            f"models of backend '{backend.name}' are programs, and parameters choose how they are "
+            "run: this server takes those from its repository only; see --allow-code-upload"
+        )
 
 
 def _check_complete(model: ModelDirectory, config: ModelConfig | None) -> None:
@@ -204,19 +282,36 @@ def _backend_and_artefact(
     filename = config.default_model_filename if config else ""
     if stated:
         backend = catalog.get(stated)
-        return backend, model.artefact(version, filename or backend.default_filename)
+        filename = filename or _usual_filename(model.path / str(version), backend)
+        return backend, model.artefact(version, filename)
     if model.file or filename:
         path = model.artefact(version, filename)
         return _backend_for(path), path
     folder = model.path / str(version)
-    candidates = [p for p in sorted(folder.iterdir()) if catalog.for_file(p) is not None]
+    present = sorted(p for p in folder.iterdir() if not is_temporary(p.name))
+    candidates = [path for path in present if catalog.for_file(path) is not None]
+    if len(candidates) > 1:  # A program's own modules, say, lie beside it.
+        candidates = [path for path in candidates if path.stem == "model"]
     if len(candidates) != 1:
-        present = ", ".join(p.name for p in sorted(folder.iterdir())) or "nothing"
+        holds = ", ".join(path.name for path in present[:8]) or "nothing"
         raise LoadError(
-            f"{folder} holds {present}: expected one model file of a known kind "
+            f"{folder} holds {holds}: expected one model file of a known kind "
             f"(backends: {', '.join(catalog.offered())}); or name one in config.pbtxt"
         )
     return _backend_for(candidates[0]), candidates[0]
+
+
+def _usual_filename(folder: Path, backend: Backend) -> str:
+    """The backend's default, or the same with another extension that it reads (``model.pt``) where
+    only that is there.
+    """
+    usual = Path(backend.default_filename)
+    if not (folder / usual).exists():
+        present = (path for path in folder.glob(f"{usual.stem}.*") if not is_temporary(path.name))
+        others = [path.name for path in present if catalog.reads(backend.name, path)]
+        if len(others) == 1:
+            return others[0]
+    return backend.default_filename
 
 
 def _backend_for(path: Path) -> Backend:
@@ -230,7 +325,7 @@ def _backend_for(path: Path) -> Backend:
 
 
 def _check_streams(config: ModelConfig | None, session: Session, backend: Backend) -> None:
-    if config is not None and config.decoupled and not can_stream(session):
+    if config is not None and config.decoupled and not isinstance(session, StreamingSession):
         raise LoadError(
             f"model_transaction_policy.decoupled: a session of backend '{backend.name}' gives one "
             "response for each request"

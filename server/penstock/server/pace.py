@@ -16,11 +16,15 @@ _STAY_RUNS_MAX = 1 << 20
 
 
 class Pace:
-    """The learned run time of one lane: a moving mean over about eight runs."""
+    """The learned run time of one lane: a moving mean over about eight runs.
 
-    __slots__ = ("_run_ns", "_stay", "_stay_next")
+    With ``off_loop`` the lane stays on threads, whatever is learned.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_off_loop", "_run_ns", "_stay", "_stay_next")
+
+    def __init__(self, off_loop: bool = False) -> None:
+        self._off_loop = off_loop
         self._run_ns = THREADS_ABOVE_NS
         self._stay = 0
         """Runs for which the lane stays on threads, whatever their mean."""
@@ -29,7 +33,7 @@ class Pace:
     def seed(self, run_ns: int) -> bool:
         """Starts from a measurement; says whether the lane shall begin inline."""
         self._run_ns = run_ns
-        return run_ns < INLINE_BELOW_NS
+        return run_ns < INLINE_BELOW_NS and not self._off_loop
 
     def leaves_loop(self, run_ns: int) -> bool:
         """Counts a run that was inline; says whether the next one shall be on a thread."""
@@ -46,4 +50,4 @@ class Pace:
         if self._stay:
             self._stay -= 1
             return False
-        return self._run_ns < INLINE_BELOW_NS
+        return self._run_ns < INLINE_BELOW_NS and not self._off_loop

@@ -22,23 +22,31 @@ class Placement:
     threads: int
 
 
-def place(groups: Sequence[InstanceGroup], cores: int) -> list[Placement]:
+def place(groups: Sequence[InstanceGroup], cores: int, device: str = "cpu") -> list[Placement]:
     """Where the workers of a model go.
 
-    Without instance groups: up to two workers on the CPU that share its cores.
+    Without instance groups: up to two workers that share the CPU's cores, or two on ``device``,
+    which is where the backend runs models that nobody placed.
     """
     if not groups:
+        if device != "cpu":
+            return [Placement(device, WORKERS_AUTO_MAX, 1)]
         count = max(1, min(WORKERS_AUTO_MAX, cores))
         return [Placement("cpu", count, max(1, cores // count))]
-    on_cpu = sum(group.count for group in groups if group.kind != "GPU")
+    by_device = [(group, _on_gpu(group, device)) for group in groups]
+    on_cpu = sum(group.count for group, on_gpu in by_device if not on_gpu)
     threads = max(1, cores // max(1, on_cpu))
     placements = []
-    for group in groups:
-        if group.kind == "GPU":
+    for group, on_gpu in by_device:
+        if on_gpu:
             placements += [Placement(f"cuda:{i}", group.count, 1) for i in group.gpus or (0,)]
         else:
             placements.append(Placement("cpu", group.count, threads))
     return placements
+
+
+def _on_gpu(group: InstanceGroup, device: str) -> bool:
+    return group.kind == "GPU" or (group.kind == "AUTO" and device != "cpu")
 
 
 def usable_cores() -> int:

@@ -232,7 +232,9 @@ class Repository:
         kept = self._residents.kept(found, versions)
         self._residents.begin(found, versions)
         fresh = [
-            Wanted(found.model, config, version, found.upload is not None)
+            Wanted(
+                found.model, config, version, found.upload is not None, found.override is not None
+            )
             for version in versions
             if version not in kept
         ]

@@ -12,7 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from penstock.backends.base import LoadError, Session
+from penstock.backends.base import (
+    BoundSession,
+    InterruptibleSession,
+    LoadError,
+    OffLoopSession,
+    Session,
+)
 from penstock.protocol.message import Array, TensorSpec
 from penstock.server.model_config_sequence import SequenceBatching, StateTensor
 
@@ -21,7 +27,7 @@ Specs = tuple[TensorSpec, ...]
 
 class SequenceSession:
     """``session`` in the order of sequences. ``hidden_inputs`` and ``hidden_outputs`` are counted
-    from the end.
+    from the end. It can be interrupted, and write results in place, if ``session`` can.
 
     Raises:
         LoadError: a control or a state is no tensor of the model, or is of another type.
@@ -33,7 +39,14 @@ class SequenceSession:
         self._out_of = _order(session.outputs, config.hidden_outputs, "output")
         self.inputs: Specs = tuple(session.inputs[i] for i in self._into)
         self.outputs: Specs = tuple(session.outputs[i] for i in self._out_of)
+        self._made_at = sorted(range(len(self._out_of)), key=self._out_of.__getitem__)
         self.thread_safe = session.thread_safe
+        self.off_loop = isinstance(session, OffLoopSession) and session.off_loop
+        if isinstance(session, InterruptibleSession):
+            self.interrupt = session.interrupt
+        if isinstance(session, BoundSession):
+            self._run_into = session.run_into
+            self.run_into = self._into_in_order
         self._place = sorted(range(len(self._into)), key=self._into.__getitem__)
         inputs = {spec.name: spec for spec in session.inputs}
         outputs = {spec.name: spec for spec in session.outputs}
@@ -44,7 +57,15 @@ class SequenceSession:
             _check(outputs[state.output_name], state.dtype.name, "state")
 
     def run(self, inputs: Sequence[Array]) -> Sequence[Array]:
-        outputs = self._session.run([inputs[i] for i in self._place])
+        return self._in_order(self._session.run([inputs[i] for i in self._place]))
+
+    def _into_in_order(
+        self, inputs: Sequence[Array], outputs: Sequence[Array | None]
+    ) -> Sequence[Array]:
+        given = [outputs[i] for i in self._made_at]
+        return self._in_order(self._run_into([inputs[i] for i in self._place], given))
+
+    def _in_order(self, outputs: Sequence[Array]) -> Sequence[Array]:
         # A wrong number of outputs is for the worker to find.
         if len(outputs) != len(self._out_of):
             return outputs

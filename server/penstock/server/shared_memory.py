@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import enum
 import resource
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -66,8 +67,12 @@ Guard = tuple[Callable[[], int], int]
 class Mapping(Protocol):
     """The memory of one region, which lives as long as it or what it gave is held.
 
-    ``offset`` and ``byte_size`` are within the region, as the registry has checked.
+    ``offset`` and ``byte_size`` are within the region, as the registry has checked. ``memory_key``
+    is equal for mappings that give the same memory at two addresses.
     """
+
+    @property
+    def memory_key(self) -> Hashable: ...
 
     def read(self, offset: int, byte_size: int) -> memoryview | None:
         """The bytes as they are now or stay; None where they are there no longer."""
@@ -115,6 +120,8 @@ class SharedMemory:
         self._open_cuda = open_cuda
         self._regions: dict[str, tuple[SystemRegion | CudaRegion, Mapping]] = {}
         self._bytes = 0
+        self._mapped: Counter[Hashable] = Counter()
+        """How many regions there are of each memory."""
         self._places: dict[RegionRef, tuple[Callable[[], int], int, memoryview, Target]] = {}
         """What was given for a reference, as long as its region is registered: clients send the
         same ones again and again."""
@@ -169,7 +176,9 @@ class SharedMemory:
         """Forgets the region ``name``, or all of ``kind`` where it is empty; none is no error."""
         for region in list(self._of(kind)):
             if name in ("", region.name):
-                del self._regions[region.name]
+                _, mapping = self._regions.pop(region.name)
+                self._mapped[mapping.memory_key] -= 1
+                self._mapped += Counter()  # without those that are 0 now
                 self._bytes -= region.byte_size
                 self._places.clear()
 
@@ -200,6 +209,7 @@ class SharedMemory:
         """Forgets all regions."""
         self._regions.clear()
         self._places.clear()
+        self._mapped.clear()
         self._bytes = 0
 
     # --- codecs -----------------------------------------------------------------------------------
@@ -230,7 +240,10 @@ class SharedMemory:
         if place is None:
             raise _cut_short(ref)
         self._remember(ref, mapping)
-        return Target(ref, *place)
+        return Target(ref, *place, self._alone(mapping))
+
+    def _alone(self, mapping: Mapping) -> bool:
+        return self._mapped[mapping.memory_key] == 1
 
     def _remember(self, ref: RegionRef, mapping: Mapping) -> None:
         guard = mapping.guard(ref.offset, ref.byte_size)
@@ -239,7 +252,8 @@ class SharedMemory:
             return
         if len(self._places) >= PLACES_MAX:
             self._places.clear()
-        self._places[ref] = (*guard, memory.toreadonly(), Target(ref, memory))
+        target = Target(ref, memory, None, self._alone(mapping))
+        self._places[ref] = (*guard, memory.toreadonly(), target)
 
     def _mapping(self, ref: RegionRef) -> Mapping:
         name, offset, byte_size = ref
@@ -285,6 +299,8 @@ class SharedMemory:
 
     def _add(self, region: SystemRegion | CudaRegion, mapping: Mapping) -> None:
         self._regions[region.name] = region, mapping
+        self._mapped[mapping.memory_key] += 1
+        self._places.clear()  # Their memory may be this region's too from now on.
         self._bytes += region.byte_size
 
 

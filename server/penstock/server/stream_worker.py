@@ -14,7 +14,7 @@ from contextlib import closing
 from time import monotonic_ns
 from typing import Any, Final
 
-from penstock.backends.base import Session, StreamingSession
+from penstock.backends.base import StreamingSession
 from penstock.protocol.errors import Code, InferError
 from penstock.protocol.message import Array
 from penstock.server.job import Job
@@ -98,6 +98,7 @@ class StreamWorker(ThreadWorker):
         self._streaming = session
         self._offer = offer
         super().__init__(name, session, False, pull, deliver)
+        self.interruptible = None  # Streams end at their next response, by their gate.
 
     def _work(self, jobs: list[Job]) -> None:
         for job in jobs:
@@ -119,8 +120,3 @@ class StreamWorker(ThreadWorker):
         except BaseException as error:
             run.error = failure_of(error)
         return run
-
-
-def can_stream(session: Session) -> bool:
-    """Whether ``session`` can serve a decoupled model."""
-    return callable(getattr(session, "stream", None))

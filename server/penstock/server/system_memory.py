@@ -36,7 +36,7 @@ _PLACES_MAX: Final = 4096
 class SystemMapping:
     """``byte_size`` bytes from ``offset`` of a file; unmapped when no view of them is left."""
 
-    __slots__ = ("_backed", "_file", "_memory", "_offset", "_skip")
+    __slots__ = ("_backed", "_file", "_memory", "_offset", "_skip", "memory_key")
 
     def __init__(self, descriptor: int, offset: int, byte_size: int) -> None:
         """``descriptor`` may be closed afterwards.
@@ -44,6 +44,8 @@ class SystemMapping:
         Raises:
             ValueError: the file is smaller.
         """
+        status = os.fstat(descriptor)
+        self.memory_key = status.st_dev, status.st_ino
         skip = offset % mmap.ALLOCATIONGRANULARITY
         self._file = mmap.mmap(descriptor, skip + byte_size, offset=offset - skip)
         self._memory = memoryview(self._file)[skip:]

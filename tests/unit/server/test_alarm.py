@@ -53,3 +53,11 @@ def test_cancelled_it_does_not_ring(puppet, clock):
     assert alarm.at_ns == 0
     puppet.pass_us(10)
     assert rung == []
+
+
+def test_it_is_set_by_a_time_and_never_moved_back(puppet, clock):
+    alarm = Alarm(puppet, lambda: None)
+    start = clock()
+    for at, rings in ((5000, 5000), (9000, 5000), (2000, 2000), (2000, 2000)):
+        alarm.set_by(start + at, start)
+        assert alarm.at_ns == start + rings

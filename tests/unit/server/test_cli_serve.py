@@ -113,6 +113,7 @@ def test_every_flag_of_model_control_arrives() -> None:
         "--load-model", "x", "--repository-poll-secs", "2.5", "--model-load-retry-count", "3",
         "--model-config-name", "h100", "--disable-auto-complete-config", "--allow-code-upload",
         "--strict-readiness", "true", "--model-load-thread-count", "4",
+        "--allow-code", "python,torch", "--allow-code", "tvm", "--require-checksums",
     )  # fmt: skip
     assert made == ServeOptions(
         (Path("a"),),
@@ -124,8 +125,22 @@ def test_every_flag_of_model_control_arrives() -> None:
         model_config_name="h100",
         complete_configs=False,
         allow_code_upload=True,
+        allow_code=frozenset({"python", "pytorch", "tvm"}),
+        require_checksums=True,
         strict_readiness=True,
     )
+
+
+def test_all_programs_may_be_allowed() -> None:
+    allowed = options("-m", "a", "--allow-code", "all").allow_code
+    assert {"python", "pytorch", "tensorrt", "tvm"} <= set(allowed)
+    assert "onnxruntime" not in allowed
+
+
+def test_an_unknown_backend_cannot_be_allowed() -> None:
+    with pytest.raises(CommandError, match="no backend 'pyton'") as caught:
+        options("-m", "a", "--allow-code", "pyton")
+    assert "python" in caught.value.hint
 
 
 @pytest.mark.parametrize("mode", ["none", "poll"])

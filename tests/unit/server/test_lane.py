@@ -123,7 +123,7 @@ async def test_parked_workers_share_what_is_too_much_for_one(rig):
     session = rig.session(gate=gate)
     lane = rig.lane(session, session, rows_max=4)
     await rig.done(rig.submit(lane))  # the threads are there now, and park
-    await rig.until(lambda: len(lane._parked) == 2)
+    await rig.until(lambda: len(lane._crew.parked) == 2)
     await rig.entered(session)
     gate.clear()
     jobs = [rig.submit(lane) for _ in range(8)]
@@ -737,7 +737,7 @@ async def test_nothing_is_kept_of_what_is_done(rig, inline, count):
     try:
         await scene()
         if not inline:
-            await rig.until(lambda: len(lane._parked) == 1)
+            await rig.until(lambda: len(lane._crew.parked) == 1)
         await asyncio.sleep(0)
         await rig.until(lambda: all(ref() is None for ref in kept))
     finally:

@@ -187,5 +187,15 @@ async def test_it_stays_with_threads_while_one_is_running(rig, clock):
     await rig.done(stuck)
     for _ in range(10):
         await rig.done(rig.submit(lane))
-        await rig.until(lambda: lane.mode == "inline" or len(lane._parked) == 2)
+        await rig.until(lambda: lane.mode == "inline" or len(lane._crew.parked) == 2)
     assert lane.mode == "inline"
+
+
+async def test_a_session_that_says_so_never_runs_on_the_loop(rig):
+    """It may hang, however short its runs were so far."""
+    session = rig.session()
+    session.off_loop = True
+    lane = rig.lane(session, inline=True)
+    for _ in range(100):
+        assert lane.mode == "threads"
+        await rig.done(rig.submit(lane))

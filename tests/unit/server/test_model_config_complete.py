@@ -142,6 +142,12 @@ class TestStated:
         assert config.outputs == (TensorConfig("y", dt.FP32, (10,), label_filename="l.txt"),)
         assert config.dynamic_batching is None, "only an unstated max_batch_size turns it on"
 
+    @pytest.mark.parametrize(("limit", "rows"), [(0, 512), (600, 512), (16, 16)])
+    def test_a_session_may_limit_the_rows(self, limit: int, rows: int) -> None:
+        small = TensorSpec("x", dt.FP32, (-1, 4))
+        assert join(None, (small,), rows_limit=limit).max_batch_size == rows
+        assert join("max_batch_size: 100", (small,), rows_limit=limit).max_batch_size == 100
+
     def test_zero_forbids_batching(self) -> None:
         assert join("max_batch_size: 0").max_batch_size == 0
         assert join("max_batch_size: 0 dynamic_batching {}").max_batch_size == 0

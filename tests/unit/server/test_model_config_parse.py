@@ -11,6 +11,7 @@ from penstock.protocol import dtype as dt
 from penstock.protocol.message import TensorSpec
 from penstock.server.model_config import (
     All,
+    Checksum,
     ConfigError,
     InstanceGroup,
     Latest,
@@ -239,7 +240,10 @@ class TestRefusals:
             ("input { name: 'x' allow_ragged_batch: true }", "input[0].allow_ragged_batch"),
             ("output { name: 'x' is_shape_tensor: true }", "output[0].is_shape_tensor"),
             ("model_operations { op_library_filename: 'x.so' }", "model_operations"),
-            ("model_repository_agents {}", "model_repository_agents"),
+            (
+                "model_repository_agents { agents { name: 'decrypt' } }",
+                "model_repository_agents.agents[0]",
+            ),
             ("response_cache { enable: true }", "response_cache.enable"),
             ("cc_model_filenames { key: '8.0' value: 'a' }", "cc_model_filenames"),
             ("instance_group {} instance_group { passive: true }", "instance_group[1].passive"),
@@ -253,6 +257,35 @@ class TestRefusals:
     def test_what_is_not_implemented_is_named_with_a_reason(self, text: str, path: str) -> None:
         said = refusal(text)
         assert f"not supported: {path}: " in said
+
+    def test_tritons_agent_for_checksums(self) -> None:
+        config = parse_pbtxt(
+            "model_repository_agents { agents { name: 'checksum' "
+            f"parameters {{ key: 'SHA256:1/b' value: ' {'ab' * 32} ' }} "
+            f"parameters {{ key: 'MD5:1/a' value: '{'CD' * 16}' }} }} }}",
+            "config.pbtxt",
+            name="m",
+        )
+        assert config.checksums == (
+            Checksum("md5", "1/a", "CD" * 16),
+            Checksum("sha256", "1/b", "ab" * 32),
+        )
+
+    @pytest.mark.parametrize("digest", ["", "abcd", "é" * 32, "ab" * 32])
+    def test_a_checksum_that_is_none_is_refused(self, digest: str) -> None:
+        said = refusal(
+            "model_repository_agents { agents { name: 'checksum' "
+            f"parameters {{ key: 'MD5:1/a' value: '{digest}' }} }} }}"
+        )
+        assert f"'{digest}' is no MD5 of 1/a" in said
+
+    @pytest.mark.parametrize("key", ["MD5:", "SHA1:1/a", "1/a", "MD5:../a", "MD5:/a"])
+    def test_a_checksum_of_another_kind_is_refused(self, key: str) -> None:
+        said = refusal(
+            "model_repository_agents { agents { name: 'checksum' "
+            f"parameters {{ key: '{key}' value: 'x' }} }} }}"
+        )
+        assert f"'{key}' is not MD5:FILE or SHA256:FILE" in said
 
     def test_all_of_it_at_once(self) -> None:
         said = refusal(

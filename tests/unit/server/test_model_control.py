@@ -392,7 +392,7 @@ async def test_programs_are_taken_from_requests_only_where_that_is_allowed(
 ):
     monkeypatch.setattr(catalog, "_DATA_ONLY", frozenset({"onnxruntime"}))
     site.fake("disk")
-    control = await site.control("disk", code_from_requests=allowed)
+    control = await site.control("disk", code_from_requests=allowed, code_backends={"fake"})
     assert site.states() == {("disk", "1"): READY}  # the operator put it there
     load = control.load("m", FAKE, {"1/model.fake": artefact({})})
     if allowed:
@@ -402,6 +402,39 @@ async def test_programs_are_taken_from_requests_only_where_that_is_allowed(
         assert "--allow-code-upload" in (await refused(load))[1]
         assert site.fakes.sessions[1:] == []
         await control.load("disk", FAKE)  # a configuration alone brings no program
+
+
+async def test_files_for_engines_that_hostile_ones_could_harm_are_not_taken_from_requests(
+    site, monkeypatch
+):
+    monkeypatch.setattr(catalog, "_FROM_ANYBODY", frozenset({"onnxruntime"}))
+    load = {"1/model.fake": artefact({})}
+    control = await site.control()
+    text = (await refused(control.load("m", FAKE, load)))[1]
+    assert "'fake' can harm the server" in text
+    assert "--allow-code-upload" in text
+    assert site.fakes.sessions == []
+
+
+async def test_the_operator_may_take_them_all_the_same(site, monkeypatch):
+    monkeypatch.setattr(catalog, "_FROM_ANYBODY", frozenset({"onnxruntime"}))
+    control = await site.control(code_from_requests=True)
+    await control.load("m", FAKE, {"1/model.fake": artefact({})})
+    await site.predict("m", ones())
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+async def test_a_request_does_not_choose_how_a_program_is_run(site, monkeypatch, allowed):
+    monkeypatch.setattr(catalog, "_DATA_ONLY", frozenset({"onnxruntime"}))
+    site.fake("disk")
+    control = await site.control("disk", code_from_requests=allowed, code_backends={"fake"})
+    config = json.loads(FAKE) | {"parameters": {"delay_ms": {"string_value": "0"}}}
+    load = control.load("disk", json.dumps(config))
+    if allowed:
+        await load
+    else:
+        assert "parameters choose how they are run" in (await refused(load))[1]
+        assert site.states() == {("disk", "1"): READY}
 
 
 def reaching_out(location: str) -> bytes:

@@ -38,3 +38,9 @@ def test_a_stall_sends_it_away_for_longer_each_time():
     for stays in (1024, 2048, 4096):
         assert pace.leaves_loop(STALL_NS + 1)
         assert next(i for i in range(10_000) if pace.joins_loop(0)) == stays
+
+
+def test_what_must_stay_off_the_loop_does_however_fast_it_is():
+    pace = Pace(off_loop=True)
+    assert not pace.seed(0)
+    assert not any(pace.joins_loop(0) for _ in range(100))

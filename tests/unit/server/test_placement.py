@@ -46,6 +46,16 @@ def test_groups_on_gpus():
     ]
 
 
+def test_backends_that_run_on_gpus_only():
+    def on_gpu(*groups):
+        return place(groups, 8, "cuda:0")
+
+    assert on_gpu() == [Placement("cuda:0", 2, 1)]
+    assert on_gpu(InstanceGroup("g", "AUTO", 3)) == [Placement("cuda:0", 3, 1)]
+    assert on_gpu(InstanceGroup("g", "GPU", 1, (2,))) == [Placement("cuda:2", 1, 1)]
+    assert on_gpu(InstanceGroup("g", "CPU", 2)) == [cpu(2, 4)]
+
+
 def test_gpu_workers_take_no_cores_from_the_cpu():
     groups = [InstanceGroup("g", "GPU", 4), InstanceGroup("c", "CPU", 2)]
     assert place(groups, 8) == [Placement("cuda:0", 4, 1), cpu(2, 4)]

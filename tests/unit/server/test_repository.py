@@ -13,6 +13,8 @@ from penstock.loadtest.models import write_add_sub, write_identity, write_image_
 from penstock.protocol import dtype as dt
 from penstock.protocol.errors import Code, InferError
 from penstock.protocol.message import TensorSpec
+from penstock.server import model_loading
+from penstock.server.model_loading import close_all
 from penstock.server.models import ModelState
 from penstock.server.repository_layout import LayoutError
 
@@ -32,7 +34,7 @@ async def test_bad_models_do_not_stop_good_ones(site):
     bad = {
         "garbage_onnx": ("1", "garbage_onnx"),
         "bad_pbtxt": ("", "max_batch"),
-        "unknown_backend": ("1", "there is no backend 'warp'; known are onnxruntime"),
+        "unknown_backend": ("1", "there is no backend 'warp'; known are jax"),
         "wrong_input": ("1", "unexpected inference input 'IMAGE'"),
         "wrong_output": ("1", "unexpected inference output 'SCORES'"),
         "wrong_type": ("1", "TYPE_FP32"),
@@ -65,6 +67,7 @@ async def test_bad_models_do_not_stop_good_ones(site):
     for name in ("a.fake", "b.fake"):
         site.fake("ambiguous")
         (site.root / "ambiguous" / "1" / name).write_bytes(artefact({}))
+    (site.root / "ambiguous" / "1" / "model.fake").unlink()
     folder = site.root / "no_model_file" / "1"
     folder.mkdir(parents=True)
     (folder / "notes.txt").write_text("to do")
@@ -95,6 +98,7 @@ class Rogue:
     """A backend that keeps no contract."""
 
     name = "rogue"
+    runs_code = False
     default_filename = "model.fake"
 
     def __init__(self, error):
@@ -102,6 +106,29 @@ class Rogue:
 
     def load(self, source):
         raise self.error
+
+
+async def test_programs_are_served_only_where_their_backend_is_allowed(site, monkeypatch):
+    monkeypatch.setattr(catalog, "_DATA_ONLY", frozenset({"onnxruntime"}))
+    site.fake("a")
+    await site.load()
+    assert site.reason("a") == (
+        "models of backend 'fake' are programs; to serve them start the server with "
+        "--allow-code fake"
+    )
+    assert site.fakes.sessions == []
+    await site.load(code_backends={"fake"})
+    assert site.states()["a", "1"] is READY
+
+
+async def test_a_version_that_is_not_what_its_checksums_say_is_not_loaded(site):
+    site.fake("a")
+    site.fake("b")
+    (site.root / "b" / "1" / "SHA256SUMS").write_text(f"{'0' * 64}  model.fake\n")
+    await site.load(checksums_required=True)
+    assert "there is no " in site.reason("a")
+    assert "is not the file that SHA256SUMS lists" in site.reason("b")
+    assert site.fakes.sessions == []
 
 
 async def test_a_backend_that_raises_anything_stops_nobody_else(site, monkeypatch, caplog):
@@ -313,6 +340,53 @@ async def test_the_artefact_may_have_any_name(site):
     (folder / "1" / "model.fake").rename(folder / "1" / "best.bin")
     await site.load()
     assert site.states() == {("m", "1"): READY}
+
+
+async def test_the_usual_name_may_have_another_of_the_backends_extensions(site, monkeypatch):
+    monkeypatch.setattr(catalog, "_SUFFIXES", {".fake": "fake", ".other": "fake"})
+    for name, file in (("usual", "model.other"), ("unusual", "best.other")):
+        folder = site.fake(name, 'backend: "fake"')
+        (folder / "1" / "model.fake").rename(folder / "1" / file)
+    await site.load()
+    states = site.states()
+    assert states["usual", "1"] == READY
+    assert states["unusual", "1"] != READY
+
+
+async def test_of_several_files_the_model_is_the_one_that_is_called_so(site):
+    """Modules of a program lie beside it, and what file systems leave behind does not count."""
+    folder = site.fake("m") / "1"
+    (folder / "other.fake").write_bytes(b"no model")
+    (folder / ".model.fake").write_bytes(b"a rest")
+    await site.load()
+    assert site.states() == {("m", "1"): READY}
+
+
+async def test_the_reason_is_what_went_wrong_first(site, monkeypatch):
+    def stuck(sessions):
+        raise RuntimeError("stuck")
+
+    monkeypatch.setattr(model_loading, "close_all", stuck)
+    site.fake("m", f"max_batch_size: 4 {warmup()}", kind="fail")
+    await site.load()
+    assert "this model always fails" in site.reason("m")
+
+
+async def test_a_session_that_cannot_be_closed_does_not_keep_the_others_open():
+    closed = []
+
+    class Sticky:
+        def __init__(self, name):
+            self.name = name
+
+        def close(self):
+            closed.append(self.name)
+            if self.name == "b":
+                raise RuntimeError("stuck")
+
+    with pytest.raises(RuntimeError, match="stuck"):
+        close_all([Sticky(name) for name in "abc"])
+    assert sorted(closed) == ["a", "b", "c"]
 
 
 # --- versions
@@ -544,8 +618,11 @@ async def test_default_timeout(site):
     (session,) = site.fakes.sessions
     before = len(session.batches)
     try:
-        running = asyncio.ensure_future(site.predict("m", ones(), timeout_us=1 << 40))
+        running = asyncio.ensure_future(site.predict("m", ones()))
         while len(session.batches) == before:
+            if running.done():  # It expired itself, before the busy machine ran its thread.
+                assert isinstance(running.exception(), InferError)
+                running = asyncio.ensure_future(site.predict("m", ones()))
             await asyncio.sleep(0.0005)
         with pytest.raises(InferError) as caught:
             await asyncio.wait_for(site.predict("m", ones()), 10)

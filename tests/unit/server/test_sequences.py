@@ -9,7 +9,7 @@ from time import monotonic_ns
 import numpy as np
 import pytest
 
-from penstock.backends.base import LoadError, ModelSource
+from penstock.backends.base import BoundSession, InterruptibleSession, LoadError, ModelSource
 from penstock.backends.fake import FakeBackend
 from penstock.protocol import dtype as dt
 from penstock.protocol.errors import Code, InferError
@@ -296,6 +296,31 @@ def test_a_model_without_such_tensors_is_refused(config, text):
     session = FakeBackend().load(ModelSource("m", Path(), options={"shape": "-1"}))
     with pytest.raises(LoadError, match=text):
         SequenceSession(session, config)
+
+
+def test_what_the_model_can_do_its_sequences_can(rig):
+    """Interrupts go through; results are written in place in the order of the sequence."""
+    plain, able = (
+        FakeBackend(
+            inputs=[TensorSpec("SUM_IN", dt.INT32, WIDE), TensorSpec("INPUT", dt.INT32, WIDE)],
+            outputs=[TensorSpec("SUM_OUT", dt.INT32, WIDE), TensorSpec("OUTPUT", dt.INT32, WIDE)],
+            compute=lambda inputs: [inputs[0] + 1, inputs[1] + 10],
+        ).load(ModelSource("m", Path(), options={"able": text}))
+        for text in "01"
+    )
+    config = SequenceBatching(states=(StateTensor("SUM_IN", "SUM_OUT", dt.INT32, (1,), (1,)),))
+    unable = SequenceSession(plain, config)
+    assert not isinstance(unable, InterruptibleSession | BoundSession)
+    session = SequenceSession(able, config)
+    assert isinstance(session, InterruptibleSession)
+    assert isinstance(session, BoundSession)
+    session.interrupt()
+    assert able.interrupts == 1
+    given, state = np.full((1, 1), 5, np.int32), np.full((1, 1), 7, np.int32)
+    place = np.zeros((1, 1), np.int32)
+    output, after = session.run_into([given, state], [place, None])
+    assert output is place
+    assert (output.item(), after.item()) == (15, 8)
 
 
 @pytest.mark.parametrize("inline", [False, True])

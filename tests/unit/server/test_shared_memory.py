@@ -32,6 +32,7 @@ class FakeMapping:
 
     def __init__(self, byte_size: int) -> None:
         self.device = bytearray(byte_size)
+        self.memory_key = id(self)
 
     def read(self, offset: int, byte_size: int) -> memoryview | None:
         return memoryview(bytes(self.device[offset : offset + byte_size]))

@@ -2,12 +2,14 @@
 
 import threading
 from collections import deque
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from penstock.backends.base import RunError
 from penstock.protocol.errors import Code
+from penstock.server.job import State
 from penstock.server.stacking import Stacker
 from penstock.server.worker import ThreadWorker, execute
 
@@ -49,6 +51,26 @@ def test_times_of_the_phases(rig, jobs, clock, monkeypatch):
     started = clock()
     (result,) = run(session, jobs(1))
     assert (result.started_ns, result.input_ns, result.infer_ns) == (started, 7_000, 30_000)
+
+
+def test_what_was_cancelled_is_not_run_again(rig, jobs):
+    """Its memory, and that of its results, may be another's by then."""
+    session = rig.session(fail_runs="1")
+    batch = jobs(1, 2, 3)
+    failing = session.run
+
+    def run_and_cancel(inputs):
+        batch[1].state = State.DONE
+        return failing(inputs)
+
+    session.run = run_and_cancel
+    (result,) = run(session, batch)
+    assert result.jobs == [batch[0], batch[2]]
+    assert result.outputs[0].tolist() == [[1, 1], [3, 3]]
+    assert session.batches == [3, 2]
+    batch[0].state = batch[2].state = State.DONE
+    session._fail_runs = 1
+    assert run(session, batch) == []
 
 
 @pytest.mark.parametrize("size", [2, 3, 4, 7, 8])
@@ -210,4 +232,41 @@ async def test_a_worker_survives_every_failure(rig, jobs):
     ]
     feed.ended = True
     worker.unpark()
+    assert worker.join(10)
+
+
+def test_what_was_given_up_is_not_tried_in_halves(rig, jobs):
+    session = rig.session(kind="fail")
+    worker = SimpleNamespace(gave_up=False)
+
+    def fails(inputs):
+        worker.gave_up = True
+        raise RunError("interrupted")
+
+    session.run = fails
+    batch = jobs(1, 2, 3, 4)
+    (result,) = execute(session, Stacker(1), batch, True, None, worker)
+    assert (result.jobs, result.given_up) == (batch, True)
+    assert result.error.code is Code.DEADLINE_EXCEEDED
+
+
+def test_how_long_a_batch_is_wanted(rig, jobs):
+    """Until the last deadline, if all have one; the queue's patience is none of a run."""
+    worker = ThreadWorker("w", rig.session(able="1"), True, lambda _: None, lambda _: None)
+    assert worker.wanted_until() is None, "it runs nothing"
+    first, second = jobs(1, 2)
+    worker.begin([first, second])
+    assert worker.wanted_until() is None
+    first.deadline_ns, second.deadline_ns = 70, 30
+    assert worker.wanted_until() == 70
+    first.state = State.DONE
+    assert worker.wanted_until() == 30
+    second.impatient = True
+    assert worker.wanted_until() is None
+    second.state = State.DONE
+    assert worker.wanted_until() == 0
+    worker.give_up()
+    assert (worker.gave_up, worker.wanted_until()) == (True, 0)
+    worker.begin([first])
+    assert not worker.gave_up
     assert worker.join(10)

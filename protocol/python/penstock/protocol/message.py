@@ -67,12 +67,14 @@ class Target(NamedTuple):
 
     ``memory`` is writable, ``ref.byte_size`` bytes long, and stays valid as long as it is held.
     ``written(n)`` is called once its first n bytes are in place, where that is not all that there
-    is to do (device memory).
+    is to do (device memory). ``alone`` says that no input can lie in this memory under another
+    address, so it may be written to before the inputs are done with, if it does not overlap them.
     """
 
     ref: RegionRef
     memory: memoryview
     written: Callable[[int], None] | None = None
+    alone: bool = False
 
 
 class Regions(Protocol):

@@ -5,7 +5,7 @@ as it does in a binary part. Knows nothing of the wires that the parameters come
 region gets its bytes: ``Regions`` does.
 
 Contract: numeric tensors are views of the region, never copied in; outputs are copied once, into
-the region. Nothing outside of what ``Regions`` gave is touched.
+the region, unless they were made there. Nothing outside of what ``Regions`` gave is touched.
 """
 
 from __future__ import annotations
@@ -36,6 +36,10 @@ OFFSET: Final = "shared_memory_offset"
 DISABLED: Final = (
     "Client shared memory is disabled. Start the server with '--allow-client-shm=true' to enable."
 )
+
+
+IN_PLACE_BYTES_MIN: Final = 256 * 1024
+"""Smaller outputs are never made in place: their copy costs less than to arrange for it."""
 
 
 class NoRegions:
@@ -116,15 +120,28 @@ def region_targets(refs: Mapping[str, RegionRef], regions: Regions) -> Mapping[s
     return targets
 
 
+def region_space(target: Target, shape: tuple[int, ...], dtype: dt.DType) -> Array | None:
+    """The place of an output as an array that a model may write to while it reads its inputs; None
+    where it must be written later, does not fit, or is too small to be worth it."""
+    ref, memory, written, alone = target
+    if dtype is dt.BYTES or not (alone or written is not None):
+        return None
+    if not IN_PLACE_BYTES_MIN <= prod(shape) * dtype.itemsize <= ref.byte_size:
+        return None
+    space: Array = np.ndarray(shape, dtype.numpy, memory)
+    return space if space.flags.aligned else None
+
+
 def write_region(target: Target, array: Array, spec: TensorSpec) -> int:
     """Puts an output into the client's memory; the number of bytes that it takes there.
 
-    ``array`` may overlap the memory.
+    ``array`` may overlap the memory; what is there already, as what was made in ``region_space``,
+    is not copied.
 
     Raises:
         InferError: INVALID_ARGUMENT where it does not fit.
     """
-    ref, memory, written = target
+    ref, memory, written, _ = target
     if spec.dtype is dt.BYTES:
         size = _write_strings(target, array, spec.name)
     else:
@@ -134,10 +151,18 @@ def write_region(target: Target, array: Array, spec: TensorSpec) -> int:
         if size <= COPY_BYTES_MAX:
             memory[:size] = array.tobytes()
         else:
-            np.ndarray(array.shape, spec.dtype.numpy, memory)[...] = array
+            space: Array = np.ndarray(array.shape, spec.dtype.numpy, memory)
+            if size < IN_PLACE_BYTES_MIN or not _is_there(array, space):
+                space[...] = array
     if written is not None:
         written(size)
     return size
+
+
+def _is_there(array: Array, space: Array) -> bool:
+    """Whether two arrays of one shape and type are one and the same memory."""
+    mine, other = array.__array_interface__, space.__array_interface__
+    return bool(mine["data"][0] == other["data"][0]) and array.flags.c_contiguous
 
 
 def _write_strings(target: Target, array: Array, name: str) -> int:

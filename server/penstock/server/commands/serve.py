@@ -24,7 +24,8 @@ Serves models over HTTP and gRPC: KServe v2 as Triton speaks it, GraphPipe, and 
 
 A repository is a folder in Triton's layout, REPOSITORY/MODEL/1/model.onnx, where each model may
 have a config.pbtxt; without one everything is read from the model file. A single model file will
-do too. A model that cannot be loaded is reported with its reason and stops no other."""
+do too. `penstock backends` lists the engines and their files.
+A model that cannot be loaded is reported with its reason and stops no other."""
 
 EPILOG: Final = """\
 examples:
@@ -91,6 +92,16 @@ def _add_models(group: Any) -> None:
         help="use configs/NAME.pbtxt in the models that have it",
     )  # fmt: skip
     group.add_argument(
+        "--allow-code", metavar="BACKEND", action="append", default=[],
+        help="serve models of this backend although they are programs: python, pytorch, tensorrt, "
+        "tvm or one of another package; a comma-separated list, or all (default: none)",
+    )  # fmt: skip
+    group.add_argument(
+        "--require-checksums", metavar="BOOL", type=values.truth, nargs="?", const=True,
+        default=False,
+        help="refuse versions without a file SHA256SUMS (default: those that have one must match)",
+    )  # fmt: skip
+    group.add_argument(
         "--disable-auto-complete-config", metavar="BOOL", type=values.truth, nargs="?",
         const=True, default=False,
         help="refuse models whose config.pbtxt does not state every input and output",
@@ -114,7 +125,8 @@ def _add_control(group: Any) -> None:
     group.add_argument(
         "--allow-code-upload", metavar="BOOL", type=values.truth, nargs="?", const=True,
         default=False,
-        help="explicit: take model files that are programs from requests (default: ONNX only)",
+        help="explicit: take files for every backend from requests; programs need --allow-code "
+        "besides (default: ONNX models for ONNX Runtime only)",
     )  # fmt: skip
     group.add_argument(
         "--strict-readiness", metavar="BOOL", type=values.truth, nargs="?", const=True,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 
+from penstock.backends import catalog
 from penstock.server import demo
 from penstock.server.app import App, ServeOptions, run
 from penstock.server.commands import door_flags, http_flags, logs, process
@@ -85,6 +86,8 @@ def options_of(arguments: argparse.Namespace) -> ServeOptions:
         model_config_name=arguments.model_config_name,
         complete_configs=not arguments.disable_auto_complete_config,
         allow_code_upload=arguments.allow_code_upload,
+        allow_code=_code_backends(arguments.allow_code),
+        require_checksums=arguments.require_checksums,
         strict_readiness=arguments.strict_readiness,
         shutdown_delay_s=arguments.shutdown_delay_s,
         exit_timeout_s=arguments.exit_timeout_s,
@@ -105,6 +108,19 @@ def options_of(arguments: argparse.Namespace) -> ServeOptions:
         allow_client_shm=arguments.allow_client_shm,
         trace=_trace(arguments.trace_config),
     )
+
+
+def _code_backends(stated: list[str]) -> frozenset[str]:
+    names = {catalog.canonical(name.strip()) for part in stated for name in part.split(",")} - {""}
+    programs = {name for name in catalog.offered() if catalog.runs_code(name)}
+    for name in sorted(names - {"all", *catalog.offered()}):
+        known = ", ".join(sorted(programs))
+        raise CommandError(
+            f"--allow-code: there is no backend {name!r}",
+            f"those whose models are programs: {known}; or all",
+            status=USAGE,
+        )
+    return frozenset(programs if "all" in names else names)
 
 
 def _trace(parts: list[str]) -> TraceSettings:

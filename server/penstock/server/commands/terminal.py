@@ -68,6 +68,11 @@ def forgive(stream: TextIO) -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def printable(text: str) -> str:
+    """``text`` with escapes for what would command a terminal: names in a model are anybody's."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def table(header: Sequence[str], rows: Iterable[Sequence[Cell]], terminal: Terminal) -> list[str]:
     """Aligned columns, two spaces apart; a row is as high as its highest cell."""
     body = [list(row) for row in rows]

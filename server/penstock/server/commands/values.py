@@ -90,6 +90,22 @@ def positive_seconds(text: str) -> float:
     return value
 
 
+def amount(text: str) -> float:
+    """A number of at least 0."""
+    number = _number(text)
+    if number is None or number < 0:
+        raise ArgumentTypeError(f"{text!r}: write a number of at least 0")
+    return number
+
+
+def share(text: str) -> float:
+    """A number from 0 to 1."""
+    number = _number(text)
+    if number is None or not 0 <= number <= 1:
+        raise ArgumentTypeError(f"{text!r}: write a number from 0 to 1, such as 0.995")
+    return number
+
+
 def truth(text: str) -> bool:
     """Triton's ``true`` and ``false``."""
     word = text.strip().lower()
@@ -102,3 +118,11 @@ def _whole(text: str) -> int | None:
     stripped = text.strip()
     digits = stripped.isascii() and stripped.isdigit() and len(stripped) <= 18
     return int(stripped) if digits else None
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text.strip())
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None

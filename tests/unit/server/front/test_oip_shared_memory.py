@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -114,6 +115,7 @@ async def test_the_documents_of_cuda(
 
     def open_cuda(*arguments: Any) -> Any:
         opened.append(arguments)
+        return SimpleNamespace(memory_key=arguments)
 
     monkeypatch.setattr(objects.registry, "_open_cuda", open_cuda)
     handle = bytes(range(64))
