@@ -27,7 +27,7 @@ instance_group [ { count: 1 } ]
 """
 TEMPERAMENTAL = """
 import os, time
-from penstock.backends.python_model import BadInput
+from penstock.backends.python.model import BadInput
 
 class Model:
     def predict(self, x):

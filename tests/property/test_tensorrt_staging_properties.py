@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.backends.fake_cuda import FakeDriver
 
-from penstock.backends.tensorrt_cuda import Device
-from penstock.backends.tensorrt_staging import Staging
+from penstock.backends.tensorrt.cuda import Device
+from penstock.backends.tensorrt.staging import Staging
 
 DTYPES = ("f4", "u1", "i8", "?", "f2")
 TENSORS = st.lists(

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from penstock.backends.base import LoadError
-from penstock.backends.tensorrt_facade import Library, library
+from penstock.backends.tensorrt.facade import Library, library
 
 
 def real_library() -> Library:

@@ -14,10 +14,10 @@ from tests.zoo import digits
 from tests.zoo.engines import engine_or_skip
 
 from penstock.backends import jax as ours
-from penstock.backends import jax_session
 from penstock.backends.base import LoadError, ModelSource, RunError
 from penstock.backends.conformance import Case, check_backend
 from penstock.backends.jax import JaxBackend
+from penstock.backends.jax import session as jax_session
 from penstock.protocol import dtype as dt
 from penstock.protocol.message import TensorSpec
 

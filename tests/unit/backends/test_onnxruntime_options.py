@@ -6,7 +6,7 @@ import onnxruntime as ort
 import pytest
 
 from penstock.backends.base import LoadError, ModelSource
-from penstock.backends.onnxruntime_options import (
+from penstock.backends.onnxruntime.options import (
     CONFIG_KEYS,
     SHRINK,
     has_exact_int8,
@@ -146,7 +146,7 @@ PRECISION = "session.x64quantprecision"
 
 @pytest.fixture
 def old_cpu(monkeypatch):
-    monkeypatch.setattr("penstock.backends.onnxruntime_options.has_exact_int8", lambda: False)
+    monkeypatch.setattr("penstock.backends.onnxruntime.options.has_exact_int8", lambda: False)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_the_operator_knows_better(tmp_path, old_cpu):
 
 
 def test_a_cpu_that_is_exact_reads_no_model(monkeypatch):
-    monkeypatch.setattr("penstock.backends.onnxruntime_options.has_exact_int8", lambda: True)
-    monkeypatch.setattr("penstock.backends.onnxruntime_options.is_quantized", None)
+    monkeypatch.setattr("penstock.backends.onnxruntime.options.has_exact_int8", lambda: True)
+    monkeypatch.setattr("penstock.backends.onnxruntime.options.is_quantized", None)
     with pytest.raises(RuntimeError):
         session_options(ort, source()).get_session_config_entry(PRECISION)

@@ -8,8 +8,8 @@ import onnxruntime as ort
 import pytest
 
 from penstock.backends.base import LoadError, ModelSource
-from penstock.backends.onnxruntime_options import session_options
-from penstock.backends.onnxruntime_providers import CUDA, TENSORRT, check_chosen, providers
+from penstock.backends.onnxruntime.options import session_options
+from penstock.backends.onnxruntime.providers import CUDA, TENSORRT, check_chosen, providers
 
 IN_THE_TENSORRT_PROVIDER = """
 device_id has_user_compute_stream trt_auxiliary_streams trt_bf16_enable trt_build_heuristics_enable

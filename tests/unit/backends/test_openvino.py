@@ -17,11 +17,11 @@ from tests.zoo import digits
 from tests.zoo import openvino as zoo
 from tests.zoo.engines import engine_or_skip
 
-from penstock.backends import openvino_engine
 from penstock.backends.base import CompileTask, LoadError, ModelSource, RunError
 from penstock.backends.batchable import supports_batching
 from penstock.backends.conformance import Case, check_backend
 from penstock.backends.openvino import OpenVinoBackend
+from penstock.backends.openvino import engine as openvino_engine
 from penstock.loadtest.models import (
     write_add_sub,
     write_identity,

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from penstock.backends.base import LoadError, ModelSource
-from penstock.backends.openvino_options import plan
+from penstock.backends.openvino.options import plan
 
 
 def planned(device="cpu", threads=1, cores=8, devices=("CPU",), **options):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from tests.zoo.engines import engine_of
 
-from penstock.backends import catalog, python_host
+from penstock.backends import catalog
 from penstock.backends.base import (
     LoadError,
     ModelSource,
@@ -24,6 +24,7 @@ from penstock.backends.base import (
 )
 from penstock.backends.conformance import Case, check_backend
 from penstock.backends.python import PythonBackend
+from penstock.backends.python import host as python_host
 from penstock.protocol import dtype as dt
 from penstock.protocol.message import TensorSpec
 
@@ -37,7 +38,7 @@ class Model:
 """
 HEAD = """
 import numpy as np
-from penstock.backends.python_model import BadInput, Context
+from penstock.backends.python.model import BadInput, Context
 
 class Model:
     inputs = {"x": ("FP32", [-1, 2])}

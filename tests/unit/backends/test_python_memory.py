@@ -8,7 +8,7 @@ import os
 import numpy as np
 import pytest
 
-from penstock.backends.python_memory import (
+from penstock.backends.python.memory import (
     ALIGNMENT,
     Segment,
     laid_out,

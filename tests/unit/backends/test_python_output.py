@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from penstock.backends.python_output import (
+from penstock.backends.python.output import (
     LINE_CHARS_MAX,
     LINES_AT_ONCE,
     LINES_PER_S,

@@ -20,10 +20,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from penstock.backends import python_process, python_session, python_supervisor
 from penstock.backends.base import LoadError, ModelSource, RunError
 from penstock.backends.python import PythonBackend
-from penstock.backends.python_supervisor import RESTARTS_MAX, WINDOW_S, Restarts
+from penstock.backends.python import process as python_process
+from penstock.backends.python import session as python_session
+from penstock.backends.python import supervisor as python_supervisor
+from penstock.backends.python.supervisor import RESTARTS_MAX, WINDOW_S, Restarts
 
 HEAD = """
 import ctypes, os, signal, subprocess, sys, threading, time
@@ -501,7 +503,7 @@ class Model:
 
     def predict(self, x):
         import sys
-        from penstock.backends.python_model import BadInput
+        from penstock.backends.python.model import BadInput
         return [sys.prefix, str("msgspec" in sys.modules)]
 """
     with pytest.raises(LoadError, match="venv/bin/python has no NumPy that works"):

@@ -17,7 +17,7 @@ from tests.unit.backends.fake_tensorrt import ADD_SUB, LATE, FakeTrt, Model, Ten
 from penstock.backends.base import LoadError, ModelSource, RunError
 from penstock.backends.conformance import Case, check_backend
 from penstock.backends.tensorrt import Machine, TensorRtBackend
-from penstock.backends.tensorrt_facade import Library
+from penstock.backends.tensorrt.facade import Library
 
 VERSIONS = {"tensorrt": "11.4.0.106", "tensorrt_rtx": "1.7.1.116"}
 
@@ -233,7 +233,7 @@ def test_shapes_met_before_ask_nothing(make: Make) -> None:
 
 
 def test_shapes_remembered_are_bounded(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("penstock.backends.tensorrt_session._SHAPES_MAX", 3)
+    monkeypatch.setattr("penstock.backends.tensorrt.session._SHAPES_MAX", 3)
     bench = make()
     session = bench.backend.load(bench.source())
     for count in (1, 2, 3, 4, 5, 1, 2):

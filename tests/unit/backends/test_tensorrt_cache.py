@@ -14,9 +14,9 @@ import pytest
 
 from penstock.backends.base import LoadError
 from penstock.backends.tensorrt import plan_key
-from penstock.backends.tensorrt_build import Order
-from penstock.backends.tensorrt_cache import PlanCache, fingerprint, key
-from penstock.backends.tensorrt_options import Recipe
+from penstock.backends.tensorrt.build import Order
+from penstock.backends.tensorrt.cache import PlanCache, fingerprint, key
+from penstock.backends.tensorrt.options import Recipe
 
 PLACE = {
     "engine": "tensorrt", "version": "11.4", "device": "H200", "capability": "9.0",
@@ -84,7 +84,7 @@ def test_files_that_a_model_names_count(tmp_path: Path) -> None:
 
 
 def test_too_many_files_beside_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("penstock.backends.tensorrt_cache._FILES_MAX", 2)
+    monkeypatch.setattr("penstock.backends.tensorrt.cache._FILES_MAX", 2)
     for i in range(3):
         (tmp_path / str(i)).touch()
     with pytest.raises(LoadError, match="more than 2 files beside the model"):

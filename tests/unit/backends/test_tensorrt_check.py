@@ -18,8 +18,8 @@ from tests.unit.backends.tensorrt_real import real_library
 from penstock.backends import tensorrt
 from penstock.backends.base import RunError
 from penstock.backends.tensorrt import Machine, TensorRtBackend
-from penstock.backends.tensorrt_cuda import driver_missing
-from penstock.backends.tensorrt_facade import Library
+from penstock.backends.tensorrt.cuda import driver_missing
+from penstock.backends.tensorrt.facade import Library
 
 SCRIPT = Path(__file__).resolve().parents[3] / "deploy" / "checks" / "tensorrt_check.py"
 

@@ -13,7 +13,7 @@ from tests.unit.backends import fake_tensorrt
 from tests.unit.backends.fake_cuda import CUresult, FakeDriver
 from tests.unit.backends.tensorrt_real import real
 
-from penstock.backends.tensorrt_cuda import Device, driver_missing
+from penstock.backends.tensorrt.cuda import Device, driver_missing
 
 CALLS = sorted(name for name in vars(FakeDriver) if name.startswith("cu"))
 CLASSES = ("Runtime", "ICudaEngine", "IExecutionContext", "IRuntimeConfig", "IRuntimeCache")

@@ -17,7 +17,7 @@ from penstock.backends import catalog
 from penstock.backends.base import ModelSource
 from penstock.backends.onnxruntime import OnnxRuntimeBackend
 from penstock.backends.tensorrt import Machine, TensorRtBackend
-from penstock.backends.tensorrt_facade import Library
+from penstock.backends.tensorrt.facade import Library
 from penstock.protocol import dtype as dt
 from penstock.protocol.message import InferRequest, Signature, TensorSpec
 from penstock.server.gateway import Gateway

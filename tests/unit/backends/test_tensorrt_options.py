@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from penstock.backends.base import LoadError
-from penstock.backends.tensorrt_options import (
+from penstock.backends.tensorrt.options import (
     KINDS,
     NAMES,
     Options,
@@ -16,7 +16,7 @@ from penstock.backends.tensorrt_options import (
     default_cache,
     read,
 )
-from penstock.backends.tensorrt_profiles import Range, profiles, rows_limit
+from penstock.backends.tensorrt.profiles import Range, profiles, rows_limit
 from penstock.protocol import dtype as dt
 from penstock.protocol.message import TensorSpec
 

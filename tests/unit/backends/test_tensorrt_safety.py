@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from tests.unit.backends.fake_tensorrt import plan
 
-from penstock.backends import tensorrt_cuda, tensorrt_facade
 from penstock.backends.base import LoadError
-from penstock.backends.tensorrt_cuda import bindings, device_names, driver_missing
-from penstock.backends.tensorrt_facade import Said, clean, installed, library
+from penstock.backends.tensorrt import cuda as tensorrt_cuda
+from penstock.backends.tensorrt import facade as tensorrt_facade
+from penstock.backends.tensorrt.cuda import bindings, device_names, driver_missing
+from penstock.backends.tensorrt.facade import Said, clean, installed, library
 
 PROGRAM = """
 import sys

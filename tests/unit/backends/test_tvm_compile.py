@@ -18,7 +18,7 @@ from tests.zoo.engines import engine_or_skip
 from penstock.backends.base import LoadError, ModelSource, RunError
 from penstock.backends.batchable import supports_batching
 from penstock.backends.tvm import TvmBackend
-from penstock.backends.tvm_library import FEATURES, cpu_flags
+from penstock.backends.tvm.library import FEATURES, cpu_flags
 from penstock.loadtest.models import write_add_sub, write_identity, write_image_mean, write_mlp
 from penstock.protocol import dtype as dt
 from penstock.protocol.aligned import aligned_bytes
@@ -563,7 +563,7 @@ def test_without_a_c_compiler_it_is_told_what_to_install(tmp_path):
 MASKED = """
 import json, sys
 from pathlib import Path
-from penstock.backends import tvm_library
+from penstock.backends.tvm import library as tvm_library
 flags = tvm_library.cpu_flags()
 tvm_library.cpu_flags = lambda: frozenset(f for f in flags if not f.startswith("avx512"))
 from penstock.backends.base import CompileTask

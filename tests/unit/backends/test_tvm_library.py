@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from penstock.backends import tvm_kernels, tvm_library
 from penstock.backends.base import LoadError
-from penstock.backends.tvm_kernels import Convolution, Dense, Tile, pack, pack_bias, tiles
-from penstock.backends.tvm_library import (
+from penstock.backends.tvm import kernels as tvm_kernels
+from penstock.backends.tvm import library as tvm_library
+from penstock.backends.tvm.kernels import Convolution, Dense, Tile, pack, pack_bias, tiles
+from penstock.backends.tvm.library import (
     FEATURES,
     described,
     dtype_of,

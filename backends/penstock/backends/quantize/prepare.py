@@ -19,8 +19,8 @@ from onnx import TensorProto, version_converter
 from onnx.external_data_helper import load_external_data_for_model
 
 from penstock.backends.base import ModelSource
+from penstock.backends.onnxruntime.options import session_options
 from penstock.backends.onnxruntime_errors import clean
-from penstock.backends.onnxruntime_options import session_options
 from penstock.backends.quantize.errors import ModelError
 from penstock.backends.quantize.model_file import engine
 
