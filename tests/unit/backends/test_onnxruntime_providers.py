@@ -9,7 +9,7 @@ import pytest
 
 from penstock.backends.base import LoadError, ModelSource
 from penstock.backends.onnxruntime.options import session_options
-from penstock.backends.onnxruntime.providers import CUDA, TENSORRT, check_chosen, providers
+from penstock.backends.onnxruntime.provider import CUDA, TENSORRT, check_chosen, providers
 
 IN_THE_TENSORRT_PROVIDER = """
 device_id has_user_compute_stream trt_auxiliary_streams trt_bf16_enable trt_build_heuristics_enable

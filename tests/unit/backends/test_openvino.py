@@ -21,7 +21,7 @@ from penstock.backends.base import CompileTask, LoadError, ModelSource, RunError
 from penstock.backends.batchable import supports_batching
 from penstock.backends.conformance import Case, check_backend
 from penstock.backends.openvino import OpenVinoBackend
-from penstock.backends.openvino import engine as openvino_engine
+from penstock.backends.openvino import runtime as openvino_engine
 from penstock.loadtest.models import (
     write_add_sub,
     write_identity,
@@ -307,7 +307,7 @@ def test_models_compute_in_fp32_on_the_cores_they_have(ir, load):
         {"PERFORMANCE_HINT": "throughput"},
         {"PERFORMANCE_HINT": "LATENCY", "EXECUTION_MODE_HINT": "ACCURACY"},
         {"SCHEDULING_CORE_TYPE": "ANY_CORE", "ENABLE_HYPER_THREADING": "NO"},
-        {"ENABLE_CPU_PINNING": "YES", "CPU_DENORMALS_OPTIMIZATION": "1"},
+        {"ENABLE_CPU_PINNING": "YES"},
         {"SKIP_OV_DYNAMIC_BATCHSIZE": "YES", "COMPILATION_NUM_THREADS": "2"},
         {"ENABLE_BATCH_PADDING": "NO", "RESHAPE_IO_LAYERS": "NO", "TARGET_DEVICE": "CPU"},
         {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0", "TARGET_DEVICE": "AUTO"},

@@ -66,6 +66,7 @@ def test_hints_are_left_to_choose_what_they_are_for():
         ({"ENABLE_CPU_PINNING": "maybe"}, "1, true, 0 or false"),
         ({"CPU_EXTENSION_PATH": "/x.so"}, "loads a program"),
         ({"CACHE_DIR": "/x"}, "writes files"),
+        ({"CPU_DENORMALS_OPTIMIZATION": "1"}, "of other models"),
         ({"ENABLE_BATCH_PADDING": "YES"}, "cannot be on: batches are not padded"),
         ({"RESHAPE_IO_LAYERS": "1"}, "cannot be on"),
         ({"TARGET_DEVICE": "GPU"}, "'GPU', but OpenVINO sees CPU only"),

@@ -24,7 +24,7 @@ from penstock.backends.base import LoadError, ModelSource, RunError
 from penstock.backends.conformance import Case, check_backend
 from penstock.backends.pytorch import PyTorchBackend
 from penstock.backends.pytorch.archive import EXPORTED, PACKAGE, SCRIPT, opened, refusal_of
-from penstock.backends.pytorch.program import Program, in_order, leaves
+from penstock.backends.pytorch.programs import Program, in_order, leaves
 from penstock.backends.pytorch.transfer import CudaTransfer
 from penstock.protocol import dtype as dt
 from penstock.protocol.message import TensorSpec

@@ -22,7 +22,7 @@ from tests.zoo import digits
 
 from penstock.backends.base import CompileTask, LoadError, ModelSource
 from penstock.backends.tensorrt import Machine, TensorRtBackend
-from penstock.backends.tensorrt.build import _configure
+from penstock.backends.tensorrt.builder import _configure
 from penstock.backends.tensorrt.facade import DTYPES, Library
 from penstock.backends.tensorrt.options import Recipe
 from penstock.backends.tensorrt.plan import read
@@ -260,7 +260,7 @@ def test_a_build_that_takes_too_long(
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every look at the clock takes 10 s."""
     late = iter(range(0, 10_000_000, 10))
-    monkeypatch.setattr("penstock.backends.tensorrt.build.time.monotonic", lambda: next(late))
+    monkeypatch.setattr("penstock.backends.tensorrt.builder.time.monotonic", lambda: next(late))
 
 
 def test_a_build_that_is_interrupted(compiler: TensorRtBackend, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from penstock.backends.base import LoadError
 from penstock.backends.tensorrt import plan_key
-from penstock.backends.tensorrt.build import Order
+from penstock.backends.tensorrt.builder import Order
 from penstock.backends.tensorrt.cache import PlanCache, fingerprint, key
 from penstock.backends.tensorrt.options import Recipe
 

@@ -278,6 +278,7 @@ def test_who_ends_it_finds_nothing_half_made(site, number):
         [sys.executable, "-m", "penstock.server.cli", "quantize", "models/digits",
          "--data", "data.npz", "--cache", "cache.npz"],
         stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # Tests may run under nohup.
     )  # fmt: skip
     with child:
         assert child.stderr is not None

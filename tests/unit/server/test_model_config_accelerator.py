@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.backends.onnxruntime.providers import KNOWN
+from penstock.backends.onnxruntime.provider import KNOWN
 from penstock.server.model_config import ConfigError
 from penstock.server.model_config_parse import parse_pbtxt
 

@@ -1,7 +1,7 @@
 """Loads ONNX models into ONNX Runtime, on the CPU or a CUDA device.
 
 Knows how the engine loads and what it says when it does not; options are read by
-``options``, devices by ``providers``, and what was loaded is run by
+``options``, devices by ``provider``, and what was loaded is run by
 ``session``. The engine itself is imported when the first model is loaded, or when it is
 asked for.
 
@@ -17,7 +17,7 @@ from typing import Any, Final
 from penstock.backends import loading
 from penstock.backends.base import Engine, LoadError, ModelSource
 from penstock.backends.onnxruntime.options import run_options, session_options
-from penstock.backends.onnxruntime.providers import check_chosen, has_cuda, providers
+from penstock.backends.onnxruntime.provider import check_chosen, has_cuda, providers
 from penstock.backends.onnxruntime.session import DTYPES, OnnxRuntimeSession, session_of
 from penstock.backends.onnxruntime_errors import clean, load_reason
 from penstock.backends.tensorrt.cuda import device_names

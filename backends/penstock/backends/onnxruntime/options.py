@@ -1,7 +1,7 @@
 """Turns a ``ModelSource`` into ONNX Runtime session options and run options.
 
 Knows ONNX Runtime's option names and Triton's names for them (the ``parameters`` of its ONNX
-Runtime backend); those of providers are ``providers``'. Knows nothing of arrays and of
+Runtime backend); those of providers are ``provider``'s. Knows nothing of arrays and of
 running. ``ort`` is the imported module, passed in so that this file imports without the engine.
 
 ONNX Runtime takes an unknown configuration key in silence, so keys are held against a list.
@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from penstock.backends.base import LoadError, ModelSource
 from penstock.backends.checks import flag, unknown_option, whole
-from penstock.backends.onnxruntime import providers as onnxruntime_providers
+from penstock.backends.onnxruntime import provider as onnxruntime_providers
 
 SHRINK: Final = "memory.enable_memory_arena_shrinkage"
 _ARENAS: Final = r"[cg]pu:\d+(;[cg]pu:\d+)*"
@@ -42,7 +42,6 @@ CONFIG_KEYS: Final = frozenset({
     "session.intra_op_thread_affinities",
     "session.prepack.enable_parallel",
     "session.qdqisint8allowed",
-    "session.set_denormal_as_zero",
     "session.use_device_allocator_for_initializers",
     "session.use_env_allocators",
     "session.x64quantprecision",

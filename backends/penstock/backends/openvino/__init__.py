@@ -1,7 +1,7 @@
 """Runs models on OpenVINO: its own IR, ONNX and TensorFlow Lite files.
 
 Knows OpenVINO's requests and their errors; options are read by ``options``, files by
-``engine``, declarations by ``model``. Knows nothing of queues and batches.
+``runtime``, declarations by ``model``. Knows nothing of queues and batches.
 
 Contract, beyond ``base``: one compiled model, and for each worker a *request* of its own, made by
 ``clone``; a run releases the GIL. Inputs are shared with the engine, outputs are copies that it
@@ -21,10 +21,10 @@ import numpy as np
 
 from penstock.backends.base import CompileTask, Engine, LoadError, ModelSource, RunError
 from penstock.backends.checks import refusal
-from penstock.backends.openvino.engine import clean, engine, found, model_file, read
-from penstock.backends.openvino.export import export
+from penstock.backends.openvino.ir import export
 from penstock.backends.openvino.model import follow_rows, specs, too_wide, warn_of_narrowing
 from penstock.backends.openvino.options import Plan, plan
+from penstock.backends.openvino.runtime import clean, engine, found, model_file, read
 from penstock.protocol import dtype as dt
 from penstock.protocol.message import Array
 

@@ -51,7 +51,6 @@ def _count(key: str, value: str) -> int:
 
 
 _PROPERTIES: Final[Mapping[str, Callable[[str, str], Any]]] = {
-    "CPU_DENORMALS_OPTIMIZATION": _yes,
     "DYNAMIC_QUANTIZATION_GROUP_SIZE": whole,
     "ENABLE_CPU_PINNING": _yes,
     "ENABLE_HYPER_THREADING": _yes,
@@ -72,6 +71,7 @@ _ABOUT_THE_BATCH: Final[Mapping[str, str]] = {
 _REFUSED: Final[Mapping[str, str]] = {
     "CACHE_DIR": "it writes files where a configuration says; compile the model to IR ahead "
     "(penstock compile), which loads quickly",
+    "CPU_DENORMALS_OPTIMIZATION": "it changes the arithmetic of the thread, and so of other models",
     "CPU_EXTENSION_PATH": "it loads a program into the server",
 }
 

@@ -1,6 +1,6 @@
 """Runs PyTorch's artefacts: ``torch.export`` archives, AOTInductor packages and TorchScript.
 
-Knows how PyTorch is set up and how its sessions run; the artefacts are ``program``'s. The
+Knows how PyTorch is set up and how its sessions run; the artefacts are ``programs``'. The
 engine is imported when the first model is loaded.
 
 Contract, beyond ``base``: sessions are ``thread_safe``; a clone shares the weights and has a CUDA
@@ -19,7 +19,7 @@ from penstock.backends.base import Engine, LoadError, ModelSource, RunError
 from penstock.backends.checks import cuda_number, known_options, refusal, whole
 from penstock.backends.loading import artefact, engine, one_line
 from penstock.backends.pytorch.archive import opened
-from penstock.backends.pytorch.program import RUNNERS, Program, program
+from penstock.backends.pytorch.programs import RUNNERS, Program, program
 from penstock.backends.pytorch.transfer import CpuTransfer, CudaTransfer, Transfer
 from penstock.protocol.message import Array
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from penstock.backends.base import RunError
-from penstock.backends.pytorch.program import DTYPES, Program
+from penstock.backends.pytorch.programs import DTYPES, Program
 from penstock.protocol import dtype as dt
 from penstock.protocol.message import Array
 

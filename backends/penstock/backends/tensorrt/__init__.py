@@ -2,7 +2,7 @@
 
 Knows which engine, artefact and device a model is for, and where built plans are kept. Its parts:
 ``options`` and ``profiles`` read what is wanted, ``plan`` looks at
-files, ``build`` builds, ``cache`` keeps, ``engine`` and
+files, ``builder`` builds, ``cache`` keeps, ``engine`` and
 ``session`` run, over ``facade`` (the two libraries), ``cuda`` (the
 driver) and ``staging`` (copies).
 
@@ -26,7 +26,7 @@ from typing import Any, Final
 from penstock.backends.base import CompileTask, Engine, LoadError, ModelSource
 from penstock.backends.tensorrt import cuda as tensorrt_cuda
 from penstock.backends.tensorrt import facade as tensorrt_facade
-from penstock.backends.tensorrt.build import BuildStopped, Built, Order, Progress, build
+from penstock.backends.tensorrt.builder import BuildStopped, Built, Order, Progress, build
 from penstock.backends.tensorrt.cache import PlanCache, fingerprint, key
 from penstock.backends.tensorrt.cuda import CudaError, Device
 from penstock.backends.tensorrt.engine import Engine as LoadedEngine

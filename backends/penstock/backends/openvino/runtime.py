@@ -29,7 +29,7 @@ _HEAD_BYTES: Final = 4096
 _FRONTENDS: Final = {".onnx": "onnx", ".tflite": "tflite"}
 
 _TRIAL: Final = """
-from penstock.backends.openvino import engine as openvino_engine
+from penstock.backends.openvino import runtime as openvino_engine
 openvino_engine.trial(sys.argv[1])
 """
 

@@ -10,7 +10,7 @@ from typing import Final
 
 from penstock.backends.base import CompileTask, LoadError
 from penstock.backends.checks import flag, known_options
-from penstock.backends.openvino.engine import clean, engine, read
+from penstock.backends.openvino.runtime import clean, engine, read
 
 FP16: Final = "compress_to_fp16"
 
