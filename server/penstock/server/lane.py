@@ -220,7 +220,7 @@ class Lane:
 
     def _take(self) -> list[Job]:
         """The next batch; called under the lock, on the loop or on a worker thread."""
-        if self._alarm.at_ns:
+        if self._queue.wake_at():  # The alarm cannot tell: it may ring at this moment.
             self._expired.extend(self._queue.expire(monotonic_ns()))
         return self._queue.take(0 if self._inline else self._curve.limit())
 
