@@ -74,7 +74,8 @@ class Crew:
         hangs and so the sessions stay open. All jobs are answered: what still runs is interrupted.
         Blocks."""
         until = monotonic() + JOIN_S_MAX
-        if not all(_ends(worker, until) for worker in self.workers):
+        ended = [_ends(worker, until) for worker in self.workers]  # Each is told, whoever hangs.
+        if not all(ended):
             # A run that never returns, of jobs that nobody waits for: its session is in use.
             _log.error("a worker of model %s hangs; its sessions stay open", model)
             return False

@@ -29,8 +29,8 @@ _HEAD_BYTES: Final = 4096
 _FRONTENDS: Final = {".onnx": "onnx", ".tflite": "tflite"}
 
 _TRIAL: Final = """
-from penstock.backends.openvino import runtime as openvino_engine
-openvino_engine.trial(sys.argv[1])
+from penstock.backends.openvino import runtime
+runtime.trial(sys.argv[1])
 """
 
 _MAPPED: Final = False
